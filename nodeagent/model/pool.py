@@ -1,0 +1,108 @@
+"""Pools, and the start task of their nodes (spec/rest.md §3.9)."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from nodeagent.model.base import BatchModel
+from nodeagent.model.container import ContainerSettings
+from nodeagent.model.enums import AllocationState, ElevationLevel, NodeFillType, PoolState
+from nodeagent.model.files import ResourceFile
+from nodeagent.model.task import CommandLine
+from nodeagent.model.times import Duration, UtcTime, parse_duration
+from nodeagent.model.values import (
+    DEFAULT_USER_IDENTITY,
+    ApplicationPackageReference,
+    BatchId,
+    DisplayName,
+    EnvironmentSetting,
+    MetadataItem,
+    NameValuePair,
+    UserIdentity,
+)
+
+
+class StartTask(BatchModel):
+    """Runs on every node when it joins the pool and after each reboot (spec/node.md §10)."""
+
+    command_line: CommandLine
+    container_settings: ContainerSettings | None = None
+    resource_files: tuple[ResourceFile, ...] | None = None
+    environment_settings: tuple[EnvironmentSetting, ...] | None = None
+    user_identity: UserIdentity = DEFAULT_USER_IDENTITY
+    max_task_retry_count: Annotated[int, Field(ge=-1)] = 0
+    wait_for_success: bool = True
+
+
+class TaskSchedulingPolicy(BatchModel):
+    """How tasks are laid over the nodes of a pool."""
+
+    node_fill_type: NodeFillType = NodeFillType.SPREAD
+    job_default_order: str | None = None
+
+
+class LinuxUserConfiguration(BatchModel):
+    """Linux side of a user account."""
+
+    uid: int | None = None
+    gid: int | None = None
+    ssh_private_key: str | None = None
+
+
+class UserAccount(BatchModel):
+    """A named user of a pool; the password is never echoed."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=20)]
+    password: str
+    elevation_level: ElevationLevel = ElevationLevel.NON_ADMIN
+    linux_user_configuration: LinuxUserConfiguration | None = None
+    windows_user_configuration: dict[str, Any] | None = None
+
+
+class PoolCreate(BatchModel):
+    """The body of "add a pool". What describes Azure's machines is kept and echoed as it was sent."""
+
+    id: BatchId
+    display_name: DisplayName | None = None
+    vm_size: str
+    virtual_machine_configuration: dict[str, Any] | None = None
+    resize_timeout: Duration = parse_duration("PT15M")
+    target_dedicated_nodes: Annotated[int, Field(ge=0)] = 0
+    target_low_priority_nodes: Annotated[int, Field(ge=0)] = 0
+    enable_auto_scale: bool = False
+    auto_scale_formula: str | None = None
+    auto_scale_evaluation_interval: Duration | None = None
+    enable_inter_node_communication: bool = False
+    network_configuration: dict[str, Any] | None = None
+    start_task: StartTask | None = None
+    application_package_references: tuple[ApplicationPackageReference, ...] | None = None
+    task_slots_per_node: Annotated[int, Field(ge=1, le=256)] = 1
+    task_scheduling_policy: TaskSchedulingPolicy = TaskSchedulingPolicy()
+    user_accounts: tuple[UserAccount, ...] | None = None
+    metadata: tuple[MetadataItem, ...] | None = None
+    mount_configuration: tuple[dict[str, Any], ...] | None = None
+    upgrade_policy: dict[str, Any] | None = None
+
+
+class ResizeError(BatchModel):
+    """Why a pool did not get the nodes it wants."""
+
+    code: str
+    message: str | None = None
+    values: tuple[NameValuePair, ...] = ()
+
+
+class Pool(PoolCreate):
+    """A pool as "get a pool" shows it."""
+
+    url: str
+    e_tag: str
+    last_modified: UtcTime
+    creation_time: UtcTime
+    state: PoolState
+    state_transition_time: UtcTime
+    allocation_state: AllocationState
+    allocation_state_transition_time: UtcTime
+    current_dedicated_nodes: int
+    current_low_priority_nodes: int = 0
+    resize_errors: tuple[ResizeError, ...] | None = None
