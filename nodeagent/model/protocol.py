@@ -334,8 +334,11 @@ class HeartbeatAnswer(BatchModel):
 
 
 class ProtocolError(BatchModel):
-    """The body of a refused call: `code` is one of `Fenced` (409), `NodeKeyRefused` (403), `PoolNotFound` (404),
-    `NodeNotRegistered` (409), `InvalidRequestBody` (400)."""
+    """The body of a refused call.
+
+    `code` is `Fenced` (409), `NodeNotRegistered` (409), `NodeKeyRefused` (403), `PoolNotFound` (404) or
+    `InvalidRequestBody` (400).
+    """
 
     code: str
     message: str

@@ -10,9 +10,7 @@ _DURATION = re.compile(
     r"^(?P<sign>-)?P(?:(?P<years>\d+)Y)?(?:(?P<months>\d+)M)?(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?"
     r"(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+)(?:\.(?P<fraction>\d+))?S)?)?$"
 )
-_TIME = re.compile(
-    r"^(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})?$", re.ASCII
-)
+_TIME = re.compile(r"^(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})?$", re.ASCII)
 
 UNLIMITED_TEXT = "P10675199DT2H48M5.4775807S"
 UNLIMITED = timedelta(days=10675199, hours=2, minutes=48, seconds=5, microseconds=477580)
@@ -51,9 +49,7 @@ def parse_duration(text: str) -> timedelta:
     if match is None or text.strip().endswith(("P", "T")):
         raise ValueError(f"'{text}' is not an ISO 8601 duration such as PT15M or P7D")
     part = {name: int(value) for name, value in match.groupdict().items() if value and name not in ("sign", "fraction")}
-    days = (
-        part.get("years", 0) * 365 + part.get("months", 0) * 30 + part.get("weeks", 0) * 7 + part.get("days", 0)
-    )
+    days = part.get("years", 0) * 365 + part.get("months", 0) * 30 + part.get("weeks", 0) * 7 + part.get("days", 0)
     micros = int((match["fraction"] or "")[:6].ljust(6, "0"))
     try:
         value = timedelta(
@@ -77,7 +73,11 @@ def format_duration(value: timedelta) -> str:
     minutes, seconds = divmod(rest, 60)
     fraction = f".{value.microseconds:06d}".rstrip("0").rstrip(".")
     clock = "".join(
-        (f"{hours}H" if hours else "", f"{minutes}M" if minutes else "", f"{seconds}{fraction}S" if seconds or fraction else "")
+        (
+            f"{hours}H" if hours else "",
+            f"{minutes}M" if minutes else "",
+            f"{seconds}{fraction}S" if seconds or fraction else "",
+        )
     )
     day = f"{value.days}D" if value.days else ""
     return f"{sign}P{day}{'T' + clock if clock else ''}" if day or clock else "PT0S"
@@ -115,10 +115,14 @@ def _duration_in(value: Any) -> timedelta:  # noqa: ANN401 - a validator sees an
     raise ValueError("a duration must be text of the form PT15M or P7D")
 
 
-UtcTime = Annotated[datetime, BeforeValidator(_time_in), PlainSerializer(format_time, return_type=str, when_used="json")]
+UtcTime = Annotated[
+    datetime, BeforeValidator(_time_in), PlainSerializer(format_time, return_type=str, when_used="json")
+]
 """An aware UTC time, text on the wire."""
 
 Duration = Annotated[
-    timedelta, BeforeValidator(_duration_in), PlainSerializer(format_duration, return_type=str, when_used="json")
+    timedelta,
+    BeforeValidator(_duration_in),
+    PlainSerializer(format_duration, return_type=str, when_used="json"),
 ]
 """A duration, ISO 8601 text on the wire."""

@@ -1,0 +1,95 @@
+"""What this version does not do yet, refused by name: silence about a property would be a bug (design.md §7).
+
+Every capability that is built removes its line here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from nodeagent.model.enums import AutoUserScope, ElevationLevel
+from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
+from nodeagent.model.pool import PoolCreate, StartTask
+from nodeagent.model.task import TaskCreate
+from nodeagent.model.values import UserIdentity
+
+Check = Callable[[Any], bool]
+
+
+def _present(value: object) -> bool:
+    return value not in (None, (), [])
+
+
+def _other_user(identity: UserIdentity | None) -> bool:
+    """Until accounts are made, every task runs as the agent's user: only the plain pool user is truthful."""
+    if identity is None:
+        return False
+    auto = identity.auto_user
+    return auto is None or auto.scope is not AutoUserScope.POOL or auto.elevation_level is not ElevationLevel.NON_ADMIN
+
+
+_ANY_TASK: dict[str, Check] = {
+    "containerSettings": _present,
+    "resourceFiles": _present,
+    "userIdentity": _other_user,
+}
+_TASK: dict[str, Check] = _ANY_TASK | {
+    "outputFiles": _present,
+    "applicationPackageReferences": _present,
+    "authenticationTokenSettings": _present,
+    "multiInstanceSettings": _present,
+    "exitConditions": _present,
+    "affinityInfo": _present,
+    "dependsOn": _present,
+}
+_POOL: dict[str, Check] = {
+    "enableAutoScale": bool,
+    "startTask": _present,
+    "applicationPackageReferences": _present,
+    "mountConfiguration": _present,
+    "userAccounts": _present,
+    "enableInterNodeCommunication": bool,
+}
+_JOB: dict[str, Check] = {
+    "usesTaskDependencies": bool,
+    "allowTaskPreemption": bool,
+    "jobManagerTask": _present,
+    "networkConfiguration": _present,
+}
+
+
+def _refused(model: object, checks: dict[str, Check], prefix: str) -> list[str]:
+    return [f"{prefix}{name}" for name, check in checks.items() if check(getattr(model, _snake(name), None))]
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def unsupported_task(task: TaskCreate | JobManagerTask) -> list[str]:
+    """Return the JSON paths of a task's properties that this version refuses."""
+    return _refused(task, _TASK, "")
+
+
+def unsupported_job(job: JobCreate) -> list[str]:
+    """Return the JSON paths of a job's properties that this version refuses."""
+    paths = _refused(job, _JOB, "")
+    if job.pool_info.auto_pool_specification is not None:
+        paths.append("poolInfo.autoPoolSpecification")
+    special: dict[str, JobPreparationTask | JobReleaseTask | None] = {
+        "jobPreparationTask": job.job_preparation_task,
+        "jobReleaseTask": job.job_release_task,
+    }
+    for name, task in special.items():
+        if task is not None:
+            paths += _refused(task, _ANY_TASK, f"{name}.")
+    return paths
+
+
+def unsupported_pool(pool: PoolCreate) -> list[str]:
+    """Return the JSON paths of a pool's properties that this version refuses."""
+    return _refused(pool, _POOL, "")
+
+
+def unsupported_start_task(task: StartTask) -> list[str]:
+    """Return the JSON paths of a start task's properties that this version refuses."""
+    return _refused(task, _ANY_TASK, "")
