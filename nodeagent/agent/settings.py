@@ -1,0 +1,67 @@
+"""What an agent can be told; the command line merges it from file, environment and flags (docs/configuration.md)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+
+from nodeagent.model.values import BatchId
+
+
+class AgentSettings(BaseModel):
+    """The settings of one agent. Paths are made absolute by the agent; durations are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    service: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+(/.*)?$")] = "http://127.0.0.1:10000"
+    """URL of the service that gives this node its work, e.g. `http://10.0.0.5:10000`."""
+    node_key_file: Path | None = None
+    """File with the key that nodes show to the service (one line); required unless `node_key` is given."""
+    node_key: SecretStr | None = None
+    """The key itself, for where no file can be mounted; the file is safer."""
+    pool: BatchId = "local"
+    """Id of the pool that the node joins."""
+    node: BatchId = "node-1"
+    """Id of this node, unique in its pool."""
+    slots: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Task slots: how many tasks of one slot run at a time. Default: the number of cores."""
+    state_dir: Path = Path("/var/lib/nodeagent/agent")
+    """The agent's own folder (0700): identity, database, records of attempts. Outside `root`."""
+    root: Path = Path("/var/lib/nodeagent/tasks")
+    """AZ_BATCH_NODE_ROOT_DIR: where tasks live."""
+    is_dedicated: bool = True
+    """AZ_BATCH_NODE_IS_DEDICATED: false for a machine that may be taken away at any time."""
+    reserved_disk_bytes: Annotated[int, Field(ge=0)] = 1_000_000
+    """AZ_BATCH_TASK_RESERVED_EPHEMERAL_DISK_SPACE_BYTES."""
+    runtime: Literal["process", "zero"] = "process"
+    """`process` runs tasks; `zero` runs nothing and says that all went well: it measures the agent's own cost."""
+    boundary: Literal["auto", "cgroup2", "cgroup1", "process_group"] = "auto"
+    """What contains a task's processes; `auto` takes the best that works here."""
+    cgroup_parent: str | None = None
+    """Cgroup directory (absolute path) below which boundaries are made; default: the agent's own, if writable."""
+    durability: Literal["process", "power"] = "process"
+    """What a task's exit record survives: the death of any process, or a power cut too (fsync per task)."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 10
+    """From SIGTERM to SIGKILL when a task is ended."""
+    poll_seconds: Annotated[float, Field(gt=0, le=60)] = 30
+    """How long the service may hold a request for work before it answers "nothing"."""
+    call_seconds: Annotated[float, Field(gt=0)] = 30
+    """Deadline of every other call to the service; for a request for work it is added to `poll_seconds`."""
+    retry_seconds: Annotated[float, Field(gt=0)] = 15
+    """Longest pause between two tries while the service cannot be reached."""
+    file_server_host: str = "127.0.0.1"
+    """Address that the file server listens on."""
+    file_server_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the file server; 0 takes a free one."""
+    advertise_host: str | None = None
+    """Host name or address under which the service reaches the file server; default: `file_server_host`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.node_key is None) == (self.node_key_file is None):
+            raise ValueError("exactly one of node_key_file and node_key must be given")
+        state, root = self.state_dir.absolute(), self.root.absolute()
+        if state == root or state.is_relative_to(root) or root.is_relative_to(state):
+            raise ValueError("state_dir and root must not contain each other: tasks could read the agent's state")
+        return self
