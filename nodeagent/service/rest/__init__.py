@@ -1,0 +1,1 @@
+"""The Batch REST API: handlers that authenticate, validate, call the store and shape the answer (spec/rest.md)."""

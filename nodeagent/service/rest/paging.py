@@ -1,0 +1,34 @@
+"""Continuation of lists: a token that says the last id seen, and the link that carries it (spec/rest.md §4.4)."""
+
+import base64
+import binascii
+from urllib.parse import quote
+
+from nodeagent.service.rest.query import Query, bad_query_value
+
+_KEPT = ("maxresults", "$filter", "$select", "$expand", "recursive")
+
+
+def encode_token(last: str) -> str:
+    """Return a token of letters, digits, `-` and `_`: py 15 turns a `+` into a blank."""
+    return base64.urlsafe_b64encode(last.encode()).decode("ascii").rstrip("=")
+
+
+def decode_token(query: Query) -> str | None:
+    """Return the id after which the page starts, or None for the first page."""
+    token = query.get("$skiptoken")
+    if token is None:
+        return None
+    try:
+        return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError, ValueError) as error:
+        raise bad_query_value("$skiptoken", token, "not a token that this service has given out") from error
+
+
+def next_link(list_url: str, query: Query, last: str) -> str:
+    """Return the absolute link to the page after `last`; it keeps the api-version and the options of the request."""
+    options = [("api-version", query.api_version)]
+    options += [(name, value) for name in _KEPT if (value := query.get(name)) is not None]
+    options.append(("$skiptoken", encode_token(last)))
+    # no blank may become a '+': some clients sign the link's parameters as they stand
+    return list_url + "?" + "&".join(f"{name}={quote(value, safe='$:/,-')}" for name, value in options)

@@ -1,0 +1,30 @@
+"""Answers of handlers, before they become HTTP (spec/rest.md §1.2)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nodeagent.model.times import etag
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a handler answers. `url` becomes DataServiceId; `modified` becomes ETag and Last-Modified."""
+
+    status: int
+    body: Mapping[str, Any] | None = None
+    url: str | None = None
+    modified: datetime | None = None
+    located: bool = False
+    """Whether `url` is that of a new resource: `Location` is sent as well."""
+
+    @property
+    def etag(self) -> str | None:
+        """The entity's ETag, if the answer carries one."""
+        return None if self.modified is None else etag(self.modified)
+
+
+def created(url: str, modified: datetime) -> Reply:
+    """Answer 201 with the place of the new entity."""
+    return Reply(201, url=url, modified=modified, located=True)
