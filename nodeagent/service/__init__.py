@@ -1,0 +1,1 @@
+"""The durable Batch service: REST for clients, the node protocol for agents, a scheduler and a store between them."""

@@ -1,0 +1,76 @@
+"""`BatchError`: a refused call, with the status, code and text that Azure Batch gives (spec/rest.md §7)."""
+
+from collections.abc import Mapping, Sequence
+
+_TEXTS: Mapping[str, tuple[int, str]] = {
+    "PoolNotFound": (404, "The specified pool does not exist."),
+    "NodeNotFound": (404, "The specified node does not exist."),
+    "JobNotFound": (404, "The specified job does not exist."),
+    "TaskNotFound": (404, "The specified task does not exist."),
+    "FileNotFound": (404, "The specified file does not exist."),
+    "ResourceNotFound": (404, "The specified resource does not exist."),
+    "PoolExists": (409, "The specified pool already exists."),
+    "JobExists": (409, "The specified job already exists."),
+    "TaskExists": (409, "The specified task already exists."),
+    "PoolBeingDeleted": (409, "The specified pool is being deleted."),
+    "PoolBeingResized": (409, "The specified pool is being resized."),
+    "JobBeingDeleted": (409, "The specified job is being deleted."),
+    "JobBeingTerminated": (409, "The specified job is being terminated."),
+    "JobCompleted": (409, "The specified job is already in a completed state."),
+    "JobDisabled": (409, "The specified job is disabled."),
+    "JobNotActive": (409, "The specified job is not active."),
+    "JobPreparationTaskNotSpecified": (409, "The specified job does not have a job preparation task."),
+    "JobReleaseTaskNotSpecified": (409, "The specified job does not have a job release task."),
+    "TaskCompleted": (409, "The specified task is already in a completed state."),
+    "TaskNotCompleted": (409, "The specified task has not completed."),
+    "TaskSucceeded": (409, "The specified task has completed successfully and can not be reactivated."),
+    "TaskFilesUnavailable": (409, "The task has not run yet, so it has no files."),
+    "TaskFilesCleanedup": (409, "The files of the specified task have been cleaned up."),
+    "TaskIdSameAsJobPreparationTask": (409, "The task id is the same as the id of the job preparation task."),
+    "TaskIdSameAsJobReleaseTask": (409, "The task id is the same as the id of the job release task."),
+    "NodeNotReady": (409, "The specified node is not ready."),
+    "NodeStateUnusable": (409, "The specified node is not usable."),
+    "NodeAlreadyInTargetSchedulingState": (409, "The node is already in the target scheduling state."),
+    "OperationInvalidForCurrentState": (409, "The operation is not valid for the current state of the resource."),
+    "OperationNotValidOnNode": (409, "The operation is not valid on the specified node."),
+    "TaskDependenciesNotSpecifiedOnJob": (
+        400,
+        "The task has dependencies, but usesTaskDependencies is not set to true on the job.",
+    ),
+    "ConditionNotMet": (412, "The condition specified using HTTP conditional header(s) is not met."),
+    "InvalidPropertyValue": (
+        400,
+        "The value provided for one of the properties in the request body is invalid.",
+    ),
+    "InvalidQueryParameterValue": (400, "The value for one of the query parameters specified in the URI is invalid."),
+    "MissingRequiredProperty": (400, "A required property was not specified in the request body."),
+    "UnsupportedProperty": (400, "One of the properties specified in the request body is not supported."),
+    "InvalidRequestBody": (400, "The specified request body is not syntactically valid."),
+    "RequestBodyTooLarge": (413, "The request body is too large and exceeds the maximum permissible limit."),
+}
+
+
+class BatchError(Exception):
+    """A call that is refused: HTTP status, Batch's code, the first line of its message, and named values."""
+
+    def __init__(
+        self, status: int, code: str, message: str | None = None, values: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.message = message or _TEXTS.get(code, (status, code))[1]
+        self.values = tuple(values)
+        super().__init__(f"({code}) {self.message}")
+
+
+def refusal(code: str, *values: tuple[str, str]) -> BatchError:
+    """Make the error of a code that has a fixed status and text."""
+    status, text = _TEXTS[code]
+    return BatchError(status, code, text, values)
+
+
+def invalid_property(name: str, value: object, reason: str) -> BatchError:
+    """Make an `InvalidPropertyValue` that names the property, what it is, and what is wrong with it."""
+    return refusal(
+        "InvalidPropertyValue", ("PropertyName", name), ("PropertyValue", str(value)), ("Reason", reason)
+    )

@@ -1,0 +1,210 @@
+"""Rows of attempts: each execution of something on a node, under an id made by the service."""
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from nodeagent.model.protocol import AttemptKind, Outcome, StopReason
+from nodeagent.service.store.columns import from_micros, optional_time, to_micros
+from nodeagent.service.store.database import Row, Transaction
+
+
+class AttemptState(StrEnum):
+    """How an attempt stands at the service. `COMPLETED`, `LOST`, `RETURNED` and `GIVEN_UP` are terminal."""
+
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    LOST = "lost"
+    RETURNED = "returned"
+    GIVEN_UP = "given_up"
+    """The service stopped waiting for the node: later reports are unknown to it."""
+
+
+LIVE = frozenset({AttemptState.ASSIGNED, AttemptState.RUNNING})
+TASK_KINDS = frozenset({AttemptKind.USER, AttemptKind.JOB_MANAGER})
+"""Kinds that are tasks of the job, hold slots and count on the node."""
+
+_SELECT = """
+SELECT a.num, a.id, a.kind, a.job_num, a.task_num, a.task_key, a.node_num, a.message_number, a.state, a.last_seq,
+       a.slots, a.slots_held, a.stop_reason, a.remove_files, a.assigned, a.start_time, a.end_time
+FROM attempts a
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """An attempt as it stands. `slots` is what it takes of a node, `slots_held` what it holds now."""
+
+    num: int
+    id: str
+    kind: AttemptKind
+    job_num: int
+    task_num: int | None
+    task_key: str
+    node_num: int
+    message_number: int | None
+    state: AttemptState
+    last_seq: int
+    slots: int
+    slots_held: int
+    stop_reason: StopReason | None
+    remove_files: bool
+    assigned: datetime
+    start_time: datetime | None
+    end_time: datetime | None
+
+    @property
+    def live(self) -> bool:
+        """Whether the service waits for its end."""
+        return self.state in LIVE
+
+
+def _row(row: Row) -> AttemptRow:
+    return AttemptRow(
+        num=row[0],
+        id=row[1],
+        kind=AttemptKind(row[2]),
+        job_num=row[3],
+        task_num=row[4],
+        task_key=row[5],
+        node_num=row[6],
+        message_number=row[7],
+        state=AttemptState(row[8]),
+        last_seq=row[9],
+        slots=row[10],
+        slots_held=row[11],
+        stop_reason=None if row[12] is None else StopReason(row[12]),
+        remove_files=bool(row[13]),
+        assigned=from_micros(row[14]),
+        start_time=optional_time(row[15]),
+        end_time=optional_time(row[16]),
+    )
+
+
+def new_id(now: datetime) -> str:
+    """Draw an attempt id: ids that are drawn later sort later, and no two services draw the same."""
+    return f"{to_micros(now) // 1000:011x}{secrets.token_hex(6)}"
+
+
+def get(tx: Transaction, attempt_id: str) -> AttemptRow | None:
+    """Return an attempt by its id."""
+    row = tx.one(f"{_SELECT} WHERE a.id = ?", (attempt_id,))
+    return None if row is None else _row(row)
+
+
+def by_num(tx: Transaction, num: int) -> AttemptRow | None:
+    """Return an attempt by its number."""
+    row = tx.one(f"{_SELECT} WHERE a.num = ?", (num,))
+    return None if row is None else _row(row)
+
+
+def insert(
+    tx: Transaction,
+    attempt_id: str,
+    kind: AttemptKind,
+    *,
+    job_num: int,
+    task_num: int | None,
+    task_key: str,
+    node_num: int,
+    slots: int,
+    now: datetime,
+) -> int:
+    """Add an attempt that holds its slots; return its number."""
+    rows = tx.execute(
+        "INSERT INTO attempts (id, kind, job_num, task_num, task_key, node_num, state, slots, slots_held, assigned)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?) RETURNING num",
+        (
+            attempt_id,
+            kind,
+            job_num,
+            task_num,
+            task_key,
+            node_num,
+            AttemptState.ASSIGNED,
+            slots,
+            slots,
+            to_micros(now),
+        ),
+    )
+    return int(rows[0][0])
+
+
+def set_message(tx: Transaction, num: int, message_number: int) -> None:
+    """Record the message that carries an attempt to its node."""
+    tx.execute("UPDATE attempts SET message_number = ? WHERE num = ?", (message_number, num))
+
+
+def set_seq(tx: Transaction, num: int, seq: int) -> None:
+    """Record the last report that was applied."""
+    tx.execute("UPDATE attempts SET last_seq = ? WHERE num = ?", (seq, num))
+
+
+def set_running(tx: Transaction, num: int, seq: int, start_time: datetime) -> None:
+    """Record that an attempt runs, and the report that said so."""
+    tx.execute(
+        "UPDATE attempts SET state = ?, last_seq = ?, start_time = ? WHERE num = ?",
+        (AttemptState.RUNNING, seq, to_micros(start_time), num),
+    )
+
+
+def set_ended(
+    tx: Transaction, num: int, state: AttemptState, *, outcome: Outcome | None, slots_held: int, now: datetime
+) -> None:
+    """Record the end of an attempt; `slots_held` is what it goes on holding (of given up attempts)."""
+    tx.execute(
+        "UPDATE attempts SET state = ?, end_time = ?, outcome = ?, slots_held = ? WHERE num = ?",
+        (state, to_micros(now), None if outcome is None else outcome.to_json(), slots_held, num),
+    )
+
+
+def free_slots(tx: Transaction, num: int) -> None:
+    """Record that a given up attempt is gone from its node."""
+    tx.execute("UPDATE attempts SET slots_held = 0 WHERE num = ?", (num,))
+
+
+def request_stop(tx: Transaction, num: int, reason: StopReason) -> None:
+    """Record why an attempt is asked to end; the first reason stays."""
+    tx.execute("UPDATE attempts SET stop_reason = coalesce(stop_reason, ?) WHERE num = ?", (reason, num))
+
+
+def detach_task(tx: Transaction, num: int, *, remove_files: bool) -> None:
+    """Cut an attempt from a task that is deleted."""
+    tx.execute("UPDATE attempts SET task_num = NULL, remove_files = ? WHERE num = ?", (int(remove_files), num))
+
+
+def live_of_job(tx: Transaction, job_num: int) -> list[AttemptRow]:
+    """Return the attempts of a job that have not ended, oldest first."""
+    rows = tx.execute(f"{_SELECT} WHERE a.job_num = ? AND a.state IN ('assigned', 'running') ORDER BY a.num", (job_num,))
+    return [_row(row) for row in rows]
+
+
+def open_on_node(tx: Transaction, node_num: int) -> list[AttemptRow]:
+    """Return the attempts of a node that have not ended, or hold slots although they were given up."""
+    rows = tx.execute(
+        f"{_SELECT} WHERE a.node_num = ? AND (a.state IN ('assigned', 'running') OR a.slots_held > 0) ORDER BY a.num",
+        (node_num,),
+    )
+    return [_row(row) for row in rows]
+
+
+def of_task(tx: Transaction, task_num: int) -> list[AttemptRow]:
+    """Return all attempts of a task, oldest first."""
+    return [_row(row) for row in tx.execute(f"{_SELECT} WHERE a.task_num = ? ORDER BY a.num", (task_num,))]
+
+
+def nodes_of_job(tx: Transaction, job_num: int) -> list[int]:
+    """Return the numbers of the nodes that any attempt of a job went to."""
+    return [row[0] for row in tx.execute("SELECT DISTINCT node_num FROM attempts WHERE job_num = ?", (job_num,))]
+
+
+def delete_some(tx: Transaction, job_num: int, limit: int) -> int:
+    """Remove up to `limit` attempts of a job; return how many."""
+    return len(
+        tx.execute(
+            "DELETE FROM attempts WHERE num IN (SELECT num FROM attempts WHERE job_num = ? LIMIT ?) RETURNING num",
+            (job_num, limit),
+        )
+    )

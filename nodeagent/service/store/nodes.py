@@ -1,0 +1,285 @@
+"""Rows of compute nodes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from nodeagent.model.enums import NodeState, SchedulingState
+from nodeagent.model.protocol import FileServer, HostStatistics, Register
+from nodeagent.service.store.columns import (
+    Column,
+    ColumnType,
+    Where,
+    condition,
+    from_micros,
+    optional_time,
+    to_micros,
+)
+from nodeagent.service.store.database import Row, Transaction
+
+COLUMNS: Mapping[str, Column] = {
+    "id": Column("n.key", ColumnType.ID),
+    "state": Column("n.state", ColumnType.ENUM),
+    "stateTransitionTime": Column("n.state_time", ColumnType.TIME),
+    "lastBootTime": Column("n.booted", ColumnType.TIME),
+    "allocationTime": Column("n.allocated", ColumnType.TIME),
+}
+
+_SELECT = """
+SELECT n.num, n.pool_num, p.id, p.vm_size, n.id, n.state, n.state_time, n.scheduling_state, n.allocated, n.booted,
+       n.boot_id, n.epoch, n.instance_id, n.slots, n.free_slots, n.running_tasks, n.running_slots, n.total_tasks_run,
+       n.total_tasks_succeeded, n.cores, n.hostname, n.ip_address, n.root_directory, n.agent_version,
+       n.agent_updated, n.file_server_url, n.file_server_token, n.heartbeat
+FROM nodes n JOIN pools p ON p.num = n.pool_num
+"""
+
+REACHABLE = frozenset({NodeState.IDLE, NodeState.RUNNING, NodeState.OFFLINE})
+"""States in which the agent is there and takes messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A node as it stands; `free_slots` counts what no attempt holds."""
+
+    num: int
+    pool_num: int
+    pool_id: str
+    vm_size: str
+    id: str
+    state: NodeState
+    state_time: datetime
+    scheduling_state: SchedulingState
+    allocated: datetime
+    booted: datetime | None
+    boot_id: str
+    epoch: int
+    instance_id: str
+    slots: int
+    free_slots: int
+    running_tasks: int
+    running_slots: int
+    total_tasks_run: int
+    total_tasks_succeeded: int
+    cores: int
+    hostname: str
+    ip_address: str
+    root_directory: str
+    agent_version: str
+    agent_updated: datetime
+    file_server: FileServer
+    heartbeat: datetime
+
+    @property
+    def affinity_id(self) -> str:
+        """What a task's affinityInfo names this node by."""
+        return f"TVM:{self.id}"
+
+
+def _row(row: Row) -> NodeRow:
+    return NodeRow(
+        *row[:5],
+        state=NodeState(row[5]),
+        state_time=from_micros(row[6]),
+        scheduling_state=SchedulingState(row[7]),
+        allocated=from_micros(row[8]),
+        booted=optional_time(row[9]),
+        boot_id=row[10],
+        epoch=row[11],
+        instance_id=row[12],
+        slots=row[13],
+        free_slots=row[14],
+        running_tasks=row[15],
+        running_slots=row[16],
+        total_tasks_run=row[17],
+        total_tasks_succeeded=row[18],
+        cores=row[19],
+        hostname=row[20],
+        ip_address=row[21],
+        root_directory=row[22],
+        agent_version=row[23],
+        agent_updated=from_micros(row[24]),
+        file_server=FileServer(url=row[25], token=row[26]),
+        heartbeat=from_micros(row[27]),
+    )
+
+
+def get(tx: Transaction, pool_id: str, node_id: str) -> NodeRow | None:
+    """Return a node of a pool, ids in any case."""
+    row = tx.one(f"{_SELECT} WHERE p.key = ? AND n.key = ?", (pool_id.lower(), node_id.lower()))
+    return None if row is None else _row(row)
+
+
+def by_id(tx: Transaction, node_id: str) -> NodeRow | None:
+    """Return a node by its id alone: how agents name themselves."""
+    row = tx.one(f"{_SELECT} WHERE n.key = ?", (node_id.lower(),))
+    return None if row is None else _row(row)
+
+
+def by_num(tx: Transaction, num: int) -> NodeRow | None:
+    """Return a node by its number."""
+    row = tx.one(f"{_SELECT} WHERE n.num = ?", (num,))
+    return None if row is None else _row(row)
+
+
+def page(
+    tx: Transaction, pool_id: str, *, after: str | None = None, limit: int = 1000, where: Where | None = None
+) -> list[NodeRow]:
+    """Return up to `limit` nodes of a pool with ids after `after`, ordered by id."""
+    sql, parameters = condition(where)
+    rows = tx.execute(
+        f"{_SELECT} WHERE p.key = ? AND n.key > ?{sql} ORDER BY n.key LIMIT ?",
+        (pool_id.lower(), (after or "").lower(), *parameters, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+def of_pool(tx: Transaction, pool_num: int) -> list[NodeRow]:
+    """Return all nodes of a pool."""
+    return [_row(row) for row in tx.execute(f"{_SELECT} WHERE n.pool_num = ? ORDER BY n.key", (pool_num,))]
+
+
+def insert(tx: Transaction, pool_num: int, call: Register, now: datetime) -> int:
+    """Add a node that registers for the first time; return its number."""
+    micros = to_micros(now)
+    rows = tx.execute(
+        "INSERT INTO nodes (pool_num, key, id, state, state_time, scheduling_state, allocated, booted, boot_id, epoch,"
+        " instance_id, slots, free_slots, cores, hostname, ip_address, root_directory, agent_version, agent_updated,"
+        " file_server_url, file_server_token, heartbeat)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING num",
+        (
+            pool_num,
+            call.node_id.lower(),
+            call.node_id,
+            NodeState.IDLE,
+            micros,
+            SchedulingState.ENABLED,
+            micros,
+            to_micros(call.boot_time),
+            call.boot_id,
+            call.epoch,
+            call.instance_id,
+            call.slots,
+            call.slots,
+            call.cores,
+            call.hostname,
+            call.ip_address,
+            call.root_directory,
+            call.agent_version,
+            micros,
+            call.file_server.url,
+            call.file_server.token,
+            micros,
+        ),
+    )
+    return int(rows[0][0])
+
+
+def renew(tx: Transaction, num: int, call: Register, now: datetime) -> None:
+    """Take over what a node that registers again says of itself; its slots stay until `set_slots`."""
+    micros = to_micros(now)
+    tx.execute(
+        "UPDATE nodes SET booted = ?, boot_id = ?, epoch = ?, instance_id = ?, cores = ?, hostname = ?, ip_address = ?,"
+        " root_directory = ?, agent_version = ?, agent_updated = ?, file_server_url = ?, file_server_token = ?,"
+        " heartbeat = ? WHERE num = ?",
+        (
+            to_micros(call.boot_time),
+            call.boot_id,
+            call.epoch,
+            call.instance_id,
+            call.cores,
+            call.hostname,
+            call.ip_address,
+            call.root_directory,
+            call.agent_version,
+            micros,
+            call.file_server.url,
+            call.file_server.token,
+            micros,
+            num,
+        ),
+    )
+
+
+def set_slots(tx: Transaction, num: int, slots: int) -> None:
+    """Change how many slots a node has; while attempts hold more than that, it keeps as many as they hold."""
+    tx.execute(
+        "UPDATE nodes SET slots = max(:slots, slots - free_slots),"
+        " free_slots = max(:slots, slots - free_slots) - (slots - free_slots) WHERE num = :num",
+        {"slots": slots, "num": num},
+    )
+
+
+def hold_slots(tx: Transaction, num: int, slots: int) -> None:
+    """Take slots from a node (give them back with a negative number). Raises sqlite3.IntegrityError below zero."""
+    if slots:
+        tx.execute("UPDATE nodes SET free_slots = free_slots - ? WHERE num = ?", (slots, num))
+
+
+def count_running(tx: Transaction, num: int, tasks: int, slots: int, now: datetime) -> None:
+    """Change a node's counters of running tasks; it is `running` while there is one, else `idle`."""
+    tx.execute(
+        "UPDATE nodes SET running_tasks = running_tasks + :tasks, running_slots = running_slots + :slots"
+        " WHERE num = :num",
+        {"tasks": tasks, "slots": slots, "num": num},
+    )
+    settle(tx, num, now)
+
+
+def settle(tx: Transaction, num: int, now: datetime) -> None:
+    """Show a reachable node as what its counters and its scheduling state make it (spec/node.md §14)."""
+    tx.execute(
+        "UPDATE nodes SET state = CASE WHEN running_tasks > 0 THEN 'running'"
+        " WHEN scheduling_state = 'disabled' THEN 'offline' ELSE 'idle' END, state_time = :now"
+        " WHERE num = :num AND state IN ('idle', 'running', 'offline') AND state <>"
+        " CASE WHEN running_tasks > 0 THEN 'running' WHEN scheduling_state = 'disabled' THEN 'offline' ELSE 'idle' END",
+        {"num": num, "now": to_micros(now)},
+    )
+
+
+def count_ended(tx: Transaction, num: int, *, succeeded: bool) -> None:
+    """Count a task that completed on a node."""
+    tx.execute(
+        "UPDATE nodes SET total_tasks_run = total_tasks_run + 1, total_tasks_succeeded = total_tasks_succeeded + ?"
+        " WHERE num = ?",
+        (int(succeeded), num),
+    )
+
+
+def set_state(tx: Transaction, num: int, state: NodeState, now: datetime) -> None:
+    """Move a node to a state."""
+    tx.execute(
+        "UPDATE nodes SET state = ?, state_time = ? WHERE num = ? AND state <> ?", (state, to_micros(now), num, state)
+    )
+
+
+def beat(tx: Transaction, num: int, host: HostStatistics | None, now: datetime) -> None:
+    """Record a heartbeat."""
+    tx.execute(
+        "UPDATE nodes SET heartbeat = ?, host = coalesce(?, host) WHERE num = ?",
+        (to_micros(now), None if host is None else host.to_json(), num),
+    )
+
+
+def grant_grace(tx: Transaction, now: datetime) -> None:
+    """Count every node as heard of now: the service was not there to hear it."""
+    tx.execute("UPDATE nodes SET heartbeat = ? WHERE heartbeat < ?", (to_micros(now), to_micros(now)))
+
+
+def silent_since(tx: Transaction, before: datetime) -> list[NodeRow]:
+    """Return the reachable nodes that were last heard of before a time."""
+    rows = tx.execute(
+        f"{_SELECT} WHERE n.heartbeat <= ? AND n.state IN ('idle', 'running', 'offline', 'leavingpool')",
+        (to_micros(before),),
+    )
+    return [_row(row) for row in rows]
+
+
+def oldest_heartbeat(tx: Transaction) -> datetime | None:
+    """Return when the most silent of the reachable nodes was heard of."""
+    row = tx.one("SELECT min(heartbeat) FROM nodes WHERE state IN ('idle', 'running', 'offline', 'leavingpool')")
+    return None if row is None or row[0] is None else from_micros(row[0])
+
+
+def delete(tx: Transaction, num: int) -> None:
+    """Remove a node with its messages."""
+    tx.execute("DELETE FROM nodes WHERE num = ?", (num,))
