@@ -1,0 +1,83 @@
+"""The zygote: a warm process from which shims are forked, and the loop of a shim.
+
+    agent ──(socket 0: one message with one socket in it per shim wanted)──▶ zygote ──fork──▶ shim
+    agent ◀─────────────(that socket: attempt ids down, held/ended/retired/refused up)──────▶ shim
+
+Only the shim holds its end of its socket, so its end-of-file is the shim's death. When the agent dies the zygote and
+idle shims see end-of-file and exit; a busy shim finishes its attempt first.
+"""
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+
+from nodeagent.shim import attempt
+from nodeagent.shim.spawn import IGNORED
+
+_PR_SET_CHILD_SUBREAPER = 36
+_MESSAGE = 4096
+
+
+def main(attempts: str) -> None:
+    """Serve on file descriptor 0 until its other end is closed. `attempts` is the directory of all attempts."""
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.chdir("/")
+    os.umask(0o022)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead shims need no reaping
+    gc.collect()
+    gc.freeze()
+    while True:
+        message, handles, _, _ = socket.recv_fds(control, _MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            return
+        if os.fork() == 0:
+            control.close()
+            _shim(socket.socket(fileno=handles[0]), attempts, libc)
+        os.close(handles[0])
+
+
+def _shim(agent: socket.socket, attempts: str, libc: ctypes.CDLL) -> None:
+    """Take one attempt after the other until the agent hangs up. Never returns into the zygote."""
+    status = 1
+    try:
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, attempt.WAKE)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+        while (message := agent.recv(_MESSAGE)) and _serve(agent, attempts, message.decode()):
+            pass
+        status = 0
+    finally:
+        if status:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type] # an exception is why we are here
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve(agent: socket.socket, attempts: str, attempt_id: str) -> bool:
+    """One attempt; true if this shim may take another one."""
+
+    def tell(text: str) -> None:
+        try:
+            agent.send(text.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the agent is gone; the next one reads the records, which were there before this message
+
+    try:
+        if attempt.run(f"{attempts}/{attempt_id}", attempt_id, tell):
+            tell("ended")
+            return True
+        tell("retired")
+    except attempt.Refused as refused:
+        tell(f"refused {refused}"[:_MESSAGE])
+        return True
+    return False
