@@ -1,0 +1,304 @@
+"""What agent.db holds, as functions of a connection: attempts, journal, outbox, job sessions, removals, cursor.
+
+They run in the writer thread, inside a transaction of `database.Database`.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nodeagent.model.protocol import (
+    Assignment,
+    Outcome,
+    Registered,
+    RemoveFiles,
+    Report,
+    StopReason,
+    Transition,
+)
+from nodeagent.model.times import format_time, parse_time
+from nodeagent.rules.attempt import Attempt, State, plan_of
+
+_CURSOR = "cursor"
+_REGISTERED = "registered"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt as it is stored. `number` counts the executions of the task on this node, from 1."""
+
+    attempt: Attempt
+    assignment: Assignment
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """The session of a job on this node: its preparation attempt and the boundary of what that left running."""
+
+    job_id: str
+    preparation: str
+    boundary: Mapping[str, str] | None = None
+    ending: bool = False
+    """The service has said that the job is over here."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A report that is not acknowledged, as JSON text."""
+
+    attempt_id: str
+    seq: int
+    report: str
+    terminal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One execution of a task on this node."""
+
+    attempt_id: str
+    execution: int
+    number: int
+    job_id: str
+    task_id: str
+
+
+def cursor(connection: sqlite3.Connection) -> int:
+    """Return the number of the last message that was committed; 0 for none."""
+    value = _meta(connection, _CURSOR)
+    return 0 if value is None else int(value)
+
+
+def set_cursor(connection: sqlite3.Connection, number: int) -> None:
+    """Store the number of the last message of this transaction."""
+    _set_meta(connection, _CURSOR, str(number))
+
+
+def registered(connection: sqlite3.Connection) -> Registered | None:
+    """Return the service's last answer to `register`: a restarted agent can go on before it reaches the service."""
+    value = _meta(connection, _REGISTERED)
+    return None if value is None else Registered.from_json(value)
+
+
+def set_registered(connection: sqlite3.Connection, answer: Registered) -> None:
+    """Store the service's answer to `register`."""
+    _set_meta(connection, _REGISTERED, answer.to_json())
+
+
+def _meta(connection: sqlite3.Connection, key: str) -> str | None:
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
+    connection.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
+    )
+
+
+def insert_attempt(connection: sqlite3.Connection, attempt: Attempt, assignment: Assignment) -> int:
+    """Store a new attempt and return its `number`: one more than any execution of the task on this node so far."""
+    (last,) = connection.execute(
+        "SELECT coalesce(max(number + execution), 0) FROM attempts WHERE job_id = ? AND task_id = ?",
+        (assignment.job_id, assignment.task_id),
+    ).fetchone()
+    connection.execute(
+        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            attempt.attempt_id,
+            assignment.job_id,
+            assignment.task_id,
+            last + 1,
+            assignment.to_json(),
+            *_dynamic(attempt),
+        ),
+    )
+    return int(last) + 1
+
+
+def update_attempt(connection: sqlite3.Connection, attempt: Attempt) -> None:
+    """Store an attempt's new state."""
+    connection.execute(
+        "UPDATE attempts SET state = ?, stop_reason = ?, execution = ?, retry_count = ?, recoveries = ?,"
+        " start_time = ?, last_retry_time = ?, last_seq = ?, outcome = ?, terminal = ?, muted = ? WHERE attempt_id = ?",
+        (*_dynamic(attempt), attempt.attempt_id),
+    )
+
+
+def _dynamic(attempt: Attempt) -> tuple[Any, ...]:
+    return (
+        attempt.state.value,
+        attempt.stop_reason and attempt.stop_reason.value,
+        attempt.execution,
+        attempt.retry_count,
+        attempt.recoveries,
+        attempt.start_time and format_time(attempt.start_time),
+        attempt.last_retry_time and format_time(attempt.last_retry_time),
+        attempt.last_seq,
+        attempt.outcome and attempt.outcome.to_json(),
+        attempt.terminal and attempt.terminal.value,
+        attempt.muted,
+    )
+
+
+def knows(connection: sqlite3.Connection, attempt_id: str) -> bool:
+    """Tell whether there is a row of the attempt."""
+    return connection.execute("SELECT 1 FROM attempts WHERE attempt_id = ?", (attempt_id,)).fetchone() is not None
+
+
+def owed_attempts(connection: sqlite3.Connection) -> list[AttemptRow]:
+    """Return the attempts that the service still counts on, in the order in which they were accepted."""
+    return [_attempt_row(row) for row in connection.execute(f"{_SELECT} WHERE state <> 'retained' ORDER BY rowid")]
+
+
+def attempt(connection: sqlite3.Connection, attempt_id: str) -> AttemptRow | None:
+    """Return one attempt, whatever its state."""
+    row = connection.execute(f"{_SELECT} WHERE attempt_id = ?", (attempt_id,)).fetchone()
+    return None if row is None else _attempt_row(row)
+
+
+_SELECT = (
+    "SELECT assignment, number, state, stop_reason, execution, retry_count, recoveries, start_time, last_retry_time,"
+    " last_seq, outcome, terminal, muted FROM attempts"
+)
+
+
+def _attempt_row(row: Sequence[Any]) -> AttemptRow:
+    (text, number, state, stop, execution, retries, recoveries, started, retried, seq, outcome, terminal, muted) = row
+    assignment = Assignment.from_json(text)
+    return AttemptRow(
+        attempt=Attempt(
+            attempt_id=assignment.attempt_id,
+            plan=plan_of(assignment),
+            state=State(state),
+            stop_reason=None if stop is None else StopReason(stop),
+            execution=execution,
+            retry_count=retries,
+            recoveries=recoveries,
+            start_time=None if started is None else parse_time(started),
+            last_retry_time=None if retried is None else parse_time(retried),
+            last_seq=seq,
+            outcome=None if outcome is None else Outcome.from_json(outcome),
+            terminal=None if terminal is None else Transition(terminal),
+            muted=bool(muted),
+        ),
+        assignment=assignment,
+        number=number,
+    )
+
+
+def executions_of_task(connection: sqlite3.Connection, job_id: str, task_id: str) -> list[Execution]:
+    """Return the task's executions on this node, the latest first."""
+    return _executions(connection, "job_id = ? AND task_id = ?", (job_id, task_id))
+
+
+def executions_of_job(connection: sqlite3.Connection, job_id: str) -> list[Execution]:
+    """Return all executions of the job's attempts on this node."""
+    return _executions(connection, "job_id = ?", (job_id,))
+
+
+def executions_of_attempt(connection: sqlite3.Connection, attempt_id: str) -> list[Execution]:
+    """Return the executions of one attempt, the latest first."""
+    return _executions(connection, "attempt_id = ?", (attempt_id,))
+
+
+def all_executions(connection: sqlite3.Connection) -> list[Execution]:
+    """Return every execution that this node knows."""
+    return _executions(connection, "1", ())
+
+
+def _executions(connection: sqlite3.Connection, where: str, parameters: tuple[str, ...]) -> list[Execution]:
+    rows = connection.execute(
+        f"SELECT attempt_id, execution, number, job_id, task_id FROM attempts WHERE {where} ORDER BY number DESC",  # noqa: S608 - the conditions are the four above
+        parameters,
+    )
+    return [
+        Execution(attempt_id, execution, number + execution, job_id, task_id)
+        for attempt_id, last, number, job_id, task_id in rows
+        for execution in range(last, -1, -1)
+    ]
+
+
+def delete_attempts(connection: sqlite3.Connection, attempt_ids: Iterable[str]) -> None:
+    """Forget attempts: their rows and journals."""
+    for attempt_id in attempt_ids:
+        connection.execute("DELETE FROM attempts WHERE attempt_id = ?", (attempt_id,))
+        connection.execute("DELETE FROM outbox WHERE attempt_id = ?", (attempt_id,))
+        connection.execute("DELETE FROM journal WHERE attempt_id = ?", (attempt_id,))
+
+
+def note(
+    connection: sqlite3.Connection, attempt_id: str, at: datetime, event: str, state: str, detail: str | None = None
+) -> None:
+    """Write a line into the journal: what happened to an attempt, and the state that followed."""
+    connection.execute(
+        "INSERT INTO journal (attempt_id, at, event, state, detail) VALUES (?, ?, ?, ?, ?)",
+        (attempt_id, format_time(at), event, state, detail),
+    )
+
+
+def add_report(connection: sqlite3.Connection, report: Report, text: str) -> None:
+    """Put a report into the outbox; `text` is its JSON."""
+    connection.execute("INSERT INTO outbox VALUES (?, ?, ?)", (report.attempt_id, report.seq, text))
+
+
+def outbox(connection: sqlite3.Connection) -> list[OutboxRow]:
+    """Return the reports of the outbox: per attempt in order, attempts in the order of their acceptance."""
+    rows = connection.execute(
+        "SELECT o.attempt_id, o.seq, o.report, a.terminal IS NOT NULL AND o.seq = a.last_seq"
+        " FROM outbox o JOIN attempts a USING (attempt_id) ORDER BY a.rowid, o.seq"
+    )
+    return [OutboxRow(attempt_id, seq, report, bool(terminal)) for attempt_id, seq, report, terminal in rows]
+
+
+def drop_reports(connection: sqlite3.Connection, attempt_id: str) -> None:
+    """Drop the reports of an attempt: the terminal one is acknowledged, or nobody wants them."""
+    connection.execute("DELETE FROM outbox WHERE attempt_id = ?", (attempt_id,))
+
+
+def put_session(connection: sqlite3.Connection, session: SessionRow) -> None:
+    """Store a job session."""
+    boundary = None if session.boundary is None else json.dumps(dict(session.boundary))
+    connection.execute(
+        "INSERT OR REPLACE INTO job_sessions VALUES (?, ?, ?, ?)",
+        (session.job_id, session.preparation, boundary, session.ending),
+    )
+
+
+def sessions(connection: sqlite3.Connection) -> list[SessionRow]:
+    """Return all job sessions of this node."""
+    rows = connection.execute("SELECT job_id, preparation, boundary, ending FROM job_sessions")
+    return [
+        SessionRow(job_id, preparation, None if boundary is None else json.loads(boundary), bool(ending))
+        for job_id, preparation, boundary, ending in rows
+    ]
+
+
+def end_session(connection: sqlite3.Connection, job_id: str) -> None:
+    """Note that the service has ended a job's session."""
+    connection.execute("UPDATE job_sessions SET ending = 1 WHERE job_id = ?", (job_id,))
+
+
+def delete_session(connection: sqlite3.Connection, job_id: str) -> None:
+    """Forget a job's session: it was swept."""
+    connection.execute("DELETE FROM job_sessions WHERE job_id = ?", (job_id,))
+
+
+def add_removal(connection: sqlite3.Connection, message: RemoveFiles) -> int:
+    """Note that files are to be removed, and return the note's number."""
+    return int(connection.execute("INSERT INTO removals (message) VALUES (?)", (message.to_json(),)).lastrowid or 0)
+
+
+def removals(connection: sqlite3.Connection) -> list[tuple[int, RemoveFiles]]:
+    """Return the removals that are not done, oldest first."""
+    rows = connection.execute("SELECT id, message FROM removals ORDER BY id")
+    return [(number, RemoveFiles.from_json(text)) for number, text in rows]
+
+
+def delete_removal(connection: sqlite3.Connection, number: int) -> None:
+    """Forget a removal: it is done."""
+    connection.execute("DELETE FROM removals WHERE id = ?", (number,))
