@@ -43,8 +43,9 @@ def test_every_tree_survives_its_text_form(tree: Expression) -> None:
 
 
 WORDS = st.sampled_from(
-    ["and", "or", "eq", "ne", "not", "(", ")", "'a'", "'", "id", "a/b", "/", "startswith(", ",", "5", "-", "true", " "]
-    + ["DateTime'2014-05-15T00:00:00Z'", "2014-05-15T00:00:00Z", "\x00", "é", "''"]
+    ["and", "or", "not", "eq", "ne", "is", "(", ")", "startswith(", ",", "/", "id", "a/b"]
+) | st.sampled_from(
+    ["'a'", "'", "''", "5", "-", "true", "\x00", "é", " ", "DateTime'2014-05-15T00:00:00Z'", "2014-05-15T00:00:00Z"]
 )
 
 
@@ -53,10 +54,9 @@ def test_any_text_gives_a_tree_or_a_filter_error(text: str) -> None:
     """No text makes the parser fail in any other way."""
     try:
         tree = parse_filter(text)
-    except FilterError as error:
-        assert error.reason
-    else:
-        assert parse_filter(str(tree)) == tree
+    except FilterError:
+        return
+    assert parse_filter(str(tree)) == tree
 
 
 @pytest.mark.parametrize(

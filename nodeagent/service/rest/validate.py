@@ -83,7 +83,7 @@ def _first_fault(model: type[BatchModel], faults: list[ErrorDetails]) -> BatchEr
     reason = fault["msg"].removeprefix("Value error, ")
     if kind.endswith(("_type", "_parsing")):
         return refusal("InvalidRequestBody", ("PropertyName", path), ("Reason", reason))
-    return invalid_property(path or _named_in(model, reason), fault["input"], reason)
+    return invalid_property(path or _named_in(model, fault["input"], reason), fault["input"], reason)
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:
@@ -93,11 +93,13 @@ def _json_path(location: tuple[int | str, ...]) -> str:
     return text.removeprefix(".")
 
 
-def _named_in(model: type[BatchModel], reason: str) -> str:
-    """A rule about several properties of the body itself has no place of its own: name the first it speaks of."""
+def _named_in(model: type[BatchModel], body: object, reason: str) -> str:
+    """A rule about several properties of the body has no place of its own: name the first it speaks of that is there."""
     names: Mapping[str, int] = {
         field.alias: position
         for field in model.model_fields.values()
-        if field.alias is not None and (position := reason.find(field.alias)) >= 0
+        if field.alias is not None
+        and (not isinstance(body, dict) or field.alias in body)
+        and (position := reason.find(field.alias)) >= 0
     }
     return min(names, key=names.__getitem__, default="")
