@@ -33,6 +33,10 @@ class Refused(Exception):  # noqa: N818 - the answer to a request, with its reas
     """The attempt cannot be taken; nothing has run because of this request."""
 
 
+class Taken(Refused):
+    """The attempt was taken or given up before."""
+
+
 def run(directory: str, attempt_id: str, tell: Callable[[str], None]) -> bool:
     """Run the attempt whose spec.json lies in `directory`; `tell("held")` once it is ours for good.
 
@@ -68,7 +72,7 @@ def _spec(directory: str, attempt_id: str) -> Spec:
 
 
 def _take(directory: str) -> int:
-    """Lock the attempt for good. Raises Refused if it was ever taken before, or given up."""
+    """Lock the attempt for good. Raises Taken if it was ever taken before, or given up."""
     _refuse_if_taken(directory)
     try:
         lock = os.open(f"{directory}/{records.LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -84,9 +88,9 @@ def _take(directory: str) -> int:
 
 
 def _refuse_if_taken(directory: str) -> None:
-    for kind in (ShimRecord, ExitRecord):
-        if records.exists(directory, kind):
-            raise Refused(f"{kind.FILE}.json is there already: an attempt runs at most once")
+    for name in (ShimRecord.FILE, ExitRecord.FILE):
+        if records.exists(directory, name):
+            raise Taken(f"{name}.json is there already: an attempt runs at most once")
 
 
 @dataclass
@@ -185,8 +189,15 @@ class _Attempt:
             if pid == 0:
                 return False
             if pid == self._task:
-                self._ended = status, Usage(
-                    round(used.ru_utime, 6), round(used.ru_stime, 6), used.ru_maxrss, used.ru_inblock, used.ru_oublock
+                self._ended = (
+                    status,
+                    Usage(
+                        round(used.ru_utime, 6),
+                        round(used.ru_stime, 6),
+                        used.ru_maxrss,
+                        used.ru_inblock,
+                        used.ru_oublock,
+                    ),
                 )
         return True
 

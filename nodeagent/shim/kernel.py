@@ -10,6 +10,9 @@ A boundary is a dict that is recorded before anything runs in it, so that whoeve
 A process is never known by its pid alone, but by pid and start ticks, or by a pidfd that was checked against them.
 """
 
+# ruff: noqa: PTH208
+# plain strings: a shim is kept small and fast, and pathlib is neither
+
 import errno
 import os
 import select

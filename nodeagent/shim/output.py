@@ -4,6 +4,9 @@ The file is [head][ring]. While the task runs the ring is overwritten in place, 
 shim the last bytes are on disk; at the end the ring is put in order, with a line that says how much was left out.
 """
 
+# ruff: noqa: PTH123
+# plain strings: a shim is kept small and fast, and pathlib is neither
+
 import os
 import threading
 

@@ -4,6 +4,9 @@ A record is one JSON object. Its first member is the version of the layout, its 
 before it, so that a torn or edited file is told from a good one. Records are written to a temporary name and renamed.
 """
 
+# ruff: noqa: PTH104
+# plain strings: a shim is kept small and fast, and pathlib is neither
+
 import json
 import os
 import zlib
@@ -281,6 +284,6 @@ def read(directory: str, kind: type[R]) -> R | None:
     return decode(kind, data, path)
 
 
-def exists(directory: str, kind: type[R]) -> bool:
-    """Whether a record of that kind is in `directory`, damaged or not."""
-    return os.access(f"{directory}/{kind.FILE}.json", os.F_OK)
+def exists(directory: str, name: str) -> bool:
+    """Whether the record of that name (`ExitRecord.FILE`) is in `directory`, damaged or not."""
+    return os.access(f"{directory}/{name}.json", os.F_OK)

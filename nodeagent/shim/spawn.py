@@ -5,6 +5,9 @@ does not copy the address space) and takes them off again; the child is born ins
 because privileges have to be dropped between fork and exec; cheap enough while the shim is small.
 """
 
+# ruff: noqa: PTH112, PTH113, PTH118, PTH123
+# plain strings: a shim is kept small and fast, and pathlib is neither
+
 import errno
 import json
 import os
@@ -24,7 +27,7 @@ IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
-class ExecFailed(Exception):
+class ExecFailed(Exception):  # noqa: N818 - named like the Step it comes from
     """The command could not be started; `.error` is the record of why."""
 
     def __init__(self, error: ExecError) -> None:
@@ -261,15 +264,13 @@ def _hint(spec: Spec, name: str, path: str, number: int) -> str:
         }.get(name, "")
     if number in _ABSENT:
         return _hint_absent(spec, path)
-    if number == errno.EACCES:
-        if os.path.isdir(path):
-            return "this is a directory"
-        return "the file is not executable for this user, or lies on a file system mounted noexec"
-    if number == errno.ENOEXEC:
-        return "neither a program for this machine nor a script that begins with #!"
-    if number == errno.E2BIG:
-        return "the command line and the environment together are longer than this system allows"
-    return ""
+    if number == errno.EACCES and os.path.isdir(path):
+        return "this is a directory"
+    return {
+        errno.EACCES: "the file is not executable for this user, or lies on a file system mounted noexec",
+        errno.ENOEXEC: "neither a program for this machine nor a script that begins with #!",
+        errno.E2BIG: "the command line and the environment together are longer than this system allows",
+    }.get(number, "")
 
 
 def _hint_absent(spec: Spec, path: str) -> str:

@@ -7,6 +7,7 @@ Only the shim holds its end of its socket, so its end-of-file is the shim's deat
 idle shims see end-of-file and exit; a busy shim finishes its attempt first.
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -58,7 +59,7 @@ def _shim(agent: socket.socket, attempts: str, libc: ctypes.CDLL) -> None:
         status = 0
     finally:
         if status:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type] # an exception is why we are here
+            sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
         os._exit(status)
 
@@ -67,10 +68,9 @@ def _serve(agent: socket.socket, attempts: str, attempt_id: str) -> bool:
     """One attempt; true if this shim may take another one."""
 
     def tell(text: str) -> None:
-        try:
+        # the agent may be gone; the next one reads the records, which were there before this message
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             agent.send(text.encode())
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the agent is gone; the next one reads the records, which were there before this message
 
     try:
         if attempt.run(f"{attempts}/{attempt_id}", attempt_id, tell):
@@ -78,6 +78,7 @@ def _serve(agent: socket.socket, attempts: str, attempt_id: str) -> bool:
             return True
         tell("retired")
     except attempt.Refused as refused:
-        tell(f"refused {refused}"[:_MESSAGE])
+        word = "taken" if isinstance(refused, attempt.Taken) else "refused"
+        tell(f"{word} {refused}"[:_MESSAGE])
         return True
     return False
