@@ -1,6 +1,7 @@
 """Rows of attempts: each execution of something on a node, under an id made by the service."""
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -28,14 +29,17 @@ TASK_KINDS = frozenset({AttemptKind.USER, AttemptKind.JOB_MANAGER})
 
 _SELECT = """
 SELECT a.num, a.id, a.kind, a.job_num, a.task_num, a.task_key, a.node_num, a.message_number, a.state, a.last_seq,
-       a.slots, a.slots_held, a.stop_reason, a.remove_files, a.assigned, a.start_time, a.end_time
+       a.slots, a.slots_held, a.stop_reason, a.detached, a.remove_files, a.assigned, a.start_time, a.end_time
 FROM attempts a
 """
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """An attempt as it stands. `slots` is what it takes of a node, `slots_held` what it holds now."""
+    """An attempt as it stands. `slots` is what it takes of a node, `slots_held` what it holds now.
+
+    `detached`: its task no longer waits for it (terminated or deleted); only its slots and processes still count.
+    """
 
     num: int
     id: str
@@ -50,6 +54,7 @@ class AttemptRow:
     slots: int
     slots_held: int
     stop_reason: StopReason | None
+    detached: bool
     remove_files: bool
     assigned: datetime
     start_time: datetime | None
@@ -76,10 +81,11 @@ def _row(row: Row) -> AttemptRow:
         slots=row[10],
         slots_held=row[11],
         stop_reason=None if row[12] is None else StopReason(row[12]),
-        remove_files=bool(row[13]),
-        assigned=from_micros(row[14]),
-        start_time=optional_time(row[15]),
-        end_time=optional_time(row[16]),
+        detached=bool(row[13]),
+        remove_files=bool(row[14]),
+        assigned=from_micros(row[15]),
+        start_time=optional_time(row[16]),
+        end_time=optional_time(row[17]),
     )
 
 
@@ -142,11 +148,11 @@ def set_seq(tx: Transaction, num: int, seq: int) -> None:
     tx.execute("UPDATE attempts SET last_seq = ? WHERE num = ?", (seq, num))
 
 
-def set_running(tx: Transaction, num: int, seq: int, start_time: datetime) -> None:
-    """Record that an attempt runs, and the report that said so."""
+def set_running(tx: Transaction, num: int, start_time: datetime) -> None:
+    """Record that an attempt runs, for the first time or again."""
     tx.execute(
-        "UPDATE attempts SET state = ?, last_seq = ?, start_time = ? WHERE num = ?",
-        (AttemptState.RUNNING, seq, to_micros(start_time), num),
+        "UPDATE attempts SET state = ?, start_time = ? WHERE num = ?",
+        (AttemptState.RUNNING, to_micros(start_time), num),
     )
 
 
@@ -170,9 +176,14 @@ def request_stop(tx: Transaction, num: int, reason: StopReason) -> None:
     tx.execute("UPDATE attempts SET stop_reason = coalesce(stop_reason, ?) WHERE num = ?", (reason, num))
 
 
-def detach_task(tx: Transaction, num: int, *, remove_files: bool) -> None:
-    """Cut an attempt from a task that is deleted."""
-    tx.execute("UPDATE attempts SET task_num = NULL, remove_files = ? WHERE num = ?", (int(remove_files), num))
+def detach(tx: Transaction, num: int) -> None:
+    """Let the task of an attempt wait for it no longer."""
+    tx.execute("UPDATE attempts SET detached = 1 WHERE num = ?", (num,))
+
+
+def forget_task(tx: Transaction, num: int) -> None:
+    """Cut an attempt from a task that is deleted; its files go when it has ended."""
+    tx.execute("UPDATE attempts SET detached = 1, task_num = NULL, remove_files = 1 WHERE num = ?", (num,))
 
 
 def live_of_job(tx: Transaction, job_num: int) -> list[AttemptRow]:
@@ -193,6 +204,30 @@ def open_on_node(tx: Transaction, node_num: int) -> list[AttemptRow]:
 def of_task(tx: Transaction, task_num: int) -> list[AttemptRow]:
     """Return all attempts of a task, oldest first."""
     return [_row(row) for row in tx.execute(f"{_SELECT} WHERE a.task_num = ? ORDER BY a.num", (task_num,))]
+
+
+def any_live(tx: Transaction, job_num: int, kinds: Iterable[AttemptKind]) -> bool:
+    """Tell whether a job has an attempt of one of these kinds that has not ended."""
+    names = tuple(kinds)
+    marks = ",".join("?" * len(names))
+    row = tx.one(
+        f"SELECT 1 FROM attempts WHERE job_num = ? AND state IN ('assigned', 'running') AND kind IN ({marks}) LIMIT 1",  # noqa: S608
+        (job_num, *names),
+    )
+    return row is not None
+
+
+def count_of_kind(tx: Transaction, job_num: int, node_num: int, kind: AttemptKind) -> int:
+    """Return how many attempts of a kind a job has had on a node."""
+    row = tx.one(
+        "SELECT count(*) FROM attempts WHERE job_num = ? AND node_num = ? AND kind = ?", (job_num, node_num, kind)
+    )
+    return 0 if row is None else int(row[0])
+
+
+def delete(tx: Transaction, num: int) -> None:
+    """Remove an attempt that has ended."""
+    tx.execute("DELETE FROM attempts WHERE num = ?", (num,))
 
 
 def nodes_of_job(tx: Transaction, job_num: int) -> list[int]:

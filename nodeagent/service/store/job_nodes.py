@@ -257,6 +257,16 @@ def need_preparation(tx: Transaction, row: JobNodeRow) -> None:
     )
 
 
+def preparation_lost(tx: Transaction, row: JobNodeRow) -> None:
+    """Forget a preparation whose end is not known: it runs anew before the next task of the job on the node."""
+    tx.execute(
+        "UPDATE job_nodes SET prep_needed = 1, prep_attempt = NULL, ineligible = 0,"
+        " prep_state = CASE WHEN prep_state = 'running' THEN NULL ELSE prep_state END"
+        " WHERE job_num = ? AND node_num = ?",
+        (row.job_num, row.node_num),
+    )
+
+
 def begin_release(tx: Transaction, row: JobNodeRow, attempt_id: str) -> None:
     """Record the attempt that releases a node."""
     tx.execute(

@@ -162,6 +162,14 @@ def set_state(tx: Transaction, num: int, state: JobState, now: datetime) -> None
     )
 
 
+def set_completed(tx: Transaction, num: int, now: datetime) -> None:
+    """End a job. `previous_state` goes on showing what it was before it was terminating (spec/rest.md §3.1)."""
+    tx.execute(
+        "UPDATE jobs SET state = 'completed', state_time = :now, ended = :now, deadline = NULL WHERE num = :num",
+        {"now": to_micros(now), "num": num},
+    )
+
+
 def touch(tx: Transaction, num: int, modified: datetime) -> None:
     """Give a job a new ETag."""
     tx.execute("UPDATE jobs SET modified = ? WHERE num = ?", (to_micros(modified), num))
@@ -175,11 +183,6 @@ def set_terminating(tx: Transaction, num: int, reason: str) -> None:
 def set_release_begun(tx: Transaction, num: int) -> None:
     """Record that the job's release has been decided: it is decided once per job."""
     tx.execute("UPDATE jobs SET release_begun = 1 WHERE num = ?", (num,))
-
-
-def set_ended(tx: Transaction, num: int, now: datetime) -> None:
-    """Record when a job completed."""
-    tx.execute("UPDATE jobs SET ended = ?, deadline = NULL WHERE num = ?", (to_micros(now), num))
 
 
 def forget_deadline(tx: Transaction, num: int) -> None:

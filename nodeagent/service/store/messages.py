@@ -34,3 +34,8 @@ def after(tx: Transaction, node_num: int, cursor: int, limit: int = PAGE) -> lis
 def acknowledge(tx: Transaction, node_num: int, cursor: int) -> None:
     """Forget the messages that a node has committed."""
     tx.execute("DELETE FROM messages WHERE node_num = ? AND number <= ?", (node_num, cursor))
+
+
+def withdraw(tx: Transaction, number: int) -> None:
+    """Take a message back, in case its node has not fetched it."""
+    tx.execute("DELETE FROM messages WHERE number = ?", (number,))

@@ -23,7 +23,7 @@ CREATE INDEX pools_resizing ON pools (resize_deadline) WHERE resize_deadline IS 
 CREATE TABLE nodes (
     num INTEGER PRIMARY KEY AUTOINCREMENT,
     pool_num INTEGER NOT NULL REFERENCES pools (num),
-    key TEXT NOT NULL,
+    key TEXT NOT NULL UNIQUE,
     id TEXT NOT NULL,
     state TEXT NOT NULL,
     state_time INTEGER NOT NULL,
@@ -48,10 +48,9 @@ CREATE TABLE nodes (
     file_server_url TEXT NOT NULL,
     file_server_token TEXT NOT NULL,
     heartbeat INTEGER NOT NULL,
-    host TEXT,
-    UNIQUE (pool_num, key)
+    host TEXT
 );
-CREATE INDEX nodes_by_key ON nodes (key);
+CREATE INDEX nodes_of_pool ON nodes (pool_num, key);
 
 CREATE TABLE jobs (
     num INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -145,6 +144,7 @@ CREATE TABLE attempts (
     slots INTEGER NOT NULL,
     slots_held INTEGER NOT NULL,
     stop_reason TEXT,
+    detached INTEGER NOT NULL DEFAULT 0,
     remove_files INTEGER NOT NULL DEFAULT 0,
     assigned INTEGER NOT NULL,
     start_time INTEGER,

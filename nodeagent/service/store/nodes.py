@@ -252,6 +252,18 @@ def set_state(tx: Transaction, num: int, state: NodeState, now: datetime) -> Non
     )
 
 
+def set_draining(tx: Transaction, num: int, now: datetime) -> None:
+    """Give a node no more tasks: its agent is on its way out."""
+    tx.execute("UPDATE nodes SET scheduling_state = ? WHERE num = ?", (SchedulingState.DISABLED, num))
+    settle(tx, num, now)
+
+
+def set_schedulable(tx: Transaction, num: int, now: datetime) -> None:
+    """Let a node take tasks again."""
+    tx.execute("UPDATE nodes SET scheduling_state = ? WHERE num = ?", (SchedulingState.ENABLED, num))
+    settle(tx, num, now)
+
+
 def beat(tx: Transaction, num: int, host: HostStatistics | None, now: datetime) -> None:
     """Record a heartbeat."""
     tx.execute(

@@ -196,6 +196,28 @@ def insert(tx: Transaction, job_num: int, kind: AttemptKind, spec: TaskCreate, n
     return num
 
 
+def new_row(num: int, job_num: int, kind: AttemptKind, spec: TaskCreate, now: datetime) -> TaskRow:
+    """Return the row of a task that `insert` has just added, without reading it."""
+    return TaskRow(
+        num=num,
+        job_num=job_num,
+        id=spec.id,
+        kind=kind,
+        required_slots=spec.required_slots,
+        state=TaskState.ACTIVE,
+        state_time=now,
+        previous_state=None,
+        previous_state_time=None,
+        created=now,
+        modified=now,
+        attempt_num=None,
+        system_task_version=0,
+        execution=TaskExecutionInfo(),
+        node=None,
+        spec_text=spec.to_json(),
+    )
+
+
 def replace_spec(tx: Transaction, num: int, spec: TaskCreate, modified: datetime) -> None:
     """Give a task a new definition."""
     tx.execute("UPDATE task_specs SET spec = ? WHERE task_num = ?", (spec.to_json(), num))
@@ -233,10 +255,13 @@ def set_running(tx: Transaction, num: int, *, start_time: datetime, root_directo
 
 
 def set_completed(tx: Transaction, num: int, execution: TaskExecutionInfo, now: datetime) -> None:
-    """Move a task to completed: end time, exit code, result and failure are those of `execution`."""
+    """Move a task to completed: end time, exit code, result and failure are those of `execution`.
+
+    Its attempt stays attached until it has ended (`release_attempt`).
+    """
     tx.execute(
         "UPDATE tasks SET previous_state = state, previous_state_time = state_time, state = ?, state_time = ?,"
-        " attempt_num = NULL, start_time = ?, end_time = ?, exit_code = ?, result = ?, container_info = ?,"
+        " start_time = ?, end_time = ?, exit_code = ?, result = ?, container_info = ?,"
         " failure_info = ? WHERE num = ?",
         (
             TaskState.COMPLETED,
@@ -253,11 +278,14 @@ def set_completed(tx: Transaction, num: int, execution: TaskExecutionInfo, now: 
 
 
 def set_active(tx: Transaction, num: int, execution: TaskExecutionInfo, system_task_version: int, now: datetime) -> None:
-    """Put a task back into the queue: nothing of its last execution is shown but the counters of `execution`."""
+    """Make a task active again: nothing of its last execution is shown but the counters of `execution`.
+
+    It waits until no attempt is attached to it (`release_attempt`).
+    """
     tx.execute(
         "UPDATE tasks SET previous_state = CASE WHEN state = :active THEN previous_state ELSE state END,"
         " previous_state_time = CASE WHEN state = :active THEN previous_state_time ELSE state_time END,"
-        " state_time = CASE WHEN state = :active THEN state_time ELSE :now END, state = :active, attempt_num = NULL,"
+        " state_time = CASE WHEN state = :active THEN state_time ELSE :now END, state = :active,"
         " start_time = NULL, end_time = NULL, exit_code = NULL, result = NULL, container_info = NULL,"
         " failure_info = NULL, retry_count = :retries, last_retry_time = :retried, requeue_count = :requeues,"
         " last_requeue_time = :requeued, system_task_version = :version WHERE num = :num",
@@ -272,6 +300,11 @@ def set_active(tx: Transaction, num: int, execution: TaskExecutionInfo, system_t
             "num": num,
         },
     )
+
+
+def release_attempt(tx: Transaction, num: int, attempt_num: int) -> None:
+    """Cut a task from an attempt that has ended."""
+    tx.execute("UPDATE tasks SET attempt_num = NULL WHERE num = ? AND attempt_num = ?", (num, attempt_num))
 
 
 def delete(tx: Transaction, num: int) -> None:

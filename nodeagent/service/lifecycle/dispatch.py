@@ -1,0 +1,150 @@
+"""Attempts on their way to nodes: assigning them, and asking them to stop."""
+
+from datetime import datetime
+
+from nodeagent.model.enums import TaskState
+from nodeagent.model.protocol import (
+    Assignment,
+    AttemptKind,
+    EndJobSession,
+    PreparationGate,
+    RemoveFiles,
+    StopAttempt,
+    StopReason,
+)
+from nodeagent.rules.layout import task_directory
+from nodeagent.service import task_events, work
+from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, tasks
+from nodeagent.service.store.attempts import AttemptRow
+from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.job_nodes import JobNodeRow
+from nodeagent.service.store.jobs import JobRow
+from nodeagent.service.store.nodes import NodeRow
+from nodeagent.service.store.tasks import TaskNode, TaskRow
+
+
+def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slots: int, now: datetime) -> None:
+    """Give a waiting task to a node: hold the slots, queue the message, prepare the node first if it must be."""
+    gate = _prepare(tx, job, node, now)
+    attempt_id = attempts.new_id(now)
+    attempt_num = attempts.insert(
+        tx,
+        attempt_id,
+        task.kind,
+        job_num=job.num,
+        task_num=task.num,
+        task_key=task.id,
+        node_num=node.num,
+        slots=slots,
+        now=now,
+    )
+    nodes.hold_slots(tx, node.num, slots)
+    counts.assign(tx, job.num, 1)
+    place = TaskNode(node.num, node.id, node.pool_id, task_directory(job.id, task.id))
+    state = TaskState.ACTIVE if gate is None else TaskState.PREPARING
+    tasks.assign(tx, task.num, attempt_num, place, state, now)
+    counts.move(tx, job.num, task.state.value, state.value, task.required_slots)
+    assignment = Assignment.model_construct(
+        attempt_id=attempt_id,
+        attempt_kind=task.kind,
+        job_id=job.id,
+        task_id=task.id,
+        retry_count=task.execution.retry_count,
+        system_task_version=task.system_task_version,
+        required_slots=task.required_slots,
+        work=work.of_task(job.spec, task.spec),
+        preparation=gate,
+    )
+    attempts.set_message(tx, attempt_num, messages.add(tx, node.num, assignment))
+    task_events.started(tx, job, task, place, now)
+
+
+def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> PreparationGate | None:
+    """Start the job's preparation on the node if that has not been done; return what the task must wait for."""
+    preparation = job.spec.job_preparation_task
+    if preparation is None:
+        return None
+    row = job_nodes.ensure(tx, job.num, node.num, node.id, node.pool_id)
+    if row.prepared:
+        return None
+    attempt_id = row.prep_attempt
+    if attempt_id is None or row.prep_needed:
+        attempt_id = attempts.new_id(now)
+        job_nodes.begin_preparation(tx, job.num, node.num, attempt_id)
+        _send(
+            tx,
+            job,
+            node.num,
+            Assignment(
+                attempt_id=attempt_id,
+                attempt_kind=AttemptKind.JOB_PREPARATION,
+                job_id=job.id,
+                task_id=preparation.id,
+                required_slots=0,
+                work=work.of_preparation(job.spec, preparation),
+            ),
+            now,
+        )
+    if not preparation.wait_for_success:
+        return None
+    return PreparationGate(attempt_id=attempt_id, task_id=preparation.id, wait_for_success=True)
+
+
+def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime) -> None:
+    """Start the job's release task on a node: in the background, without slots."""
+    release = job.spec.job_release_task
+    if release is None:
+        raise ValueError(f"job {job.id} has no release task")
+    attempt_id = attempts.new_id(now)
+    job_nodes.begin_release(tx, row, attempt_id)
+    _send(
+        tx,
+        job,
+        row.node_num,
+        Assignment(
+            attempt_id=attempt_id,
+            attempt_kind=AttemptKind.JOB_RELEASE,
+            job_id=job.id,
+            task_id=release.id,
+            required_slots=0,
+            work=work.of_release(job.spec, release),
+        ),
+        now,
+    )
+
+
+def _send(tx: Transaction, job: JobRow, node_num: int, assignment: Assignment, now: datetime) -> None:
+    attempt_num = attempts.insert(
+        tx,
+        assignment.attempt_id,
+        assignment.attempt_kind,
+        job_num=job.num,
+        task_num=None,
+        task_key=assignment.task_id,
+        node_num=node_num,
+        slots=0,
+        now=now,
+    )
+    attempts.set_message(tx, attempt_num, messages.add(tx, node_num, assignment))
+
+
+def stop(tx: Transaction, attempt: AttemptRow, reason: StopReason) -> None:
+    """Ask a node to end an attempt; the first reason stays, and asking twice sends nothing."""
+    if attempt.live and attempt.stop_reason is None:
+        attempts.request_stop(tx, attempt.num, reason)
+        messages.add(tx, attempt.node_num, StopAttempt(attempt_id=attempt.id, reason=reason))
+
+
+def end_session(tx: Transaction, job: JobRow, row: JobNodeRow) -> None:
+    """Tell a node that a job is over there, if it is there to hear it; once."""
+    if row.session_ended:
+        return
+    job_nodes.end_session(tx, row)
+    if nodes.by_num(tx, row.node_num) is not None:
+        messages.add(tx, row.node_num, EndJobSession(job_id=job.id))
+
+
+def remove_files(tx: Transaction, job_id: str, node_num: int, attempt_ids: tuple[str, ...] = ()) -> None:
+    """Tell a node to delete the directories of attempts, or of the whole job; nodes that are gone need not know."""
+    if nodes.by_num(tx, node_num) is not None:
+        messages.add(tx, node_num, RemoveFiles(job_id=job_id, attempt_ids=attempt_ids))

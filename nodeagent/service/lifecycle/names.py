@@ -1,0 +1,10 @@
+"""Signals that the lifecycles raise."""
+
+SCHEDULE = "schedule"
+"""A task waits or slots are free: place tasks in this same transaction (placement.py)."""
+
+DEADLINES = "deadlines"
+"""A deadline may have come nearer."""
+
+PURGE = "purge"
+"""A job is over and its rows are to be removed, some at a time."""

@@ -1,0 +1,245 @@
+"""What a node reports of its attempts, applied exactly once (design.md §5), and what follows for task and job."""
+
+from datetime import datetime
+
+from nodeagent.model.enums import ExecutionResult, JobState
+from nodeagent.model.job import JobPreparationTask
+from nodeagent.model.protocol import (
+    AttemptKind,
+    Outcome,
+    Report,
+    ReportResult,
+    ReportStatus,
+    ReturnReason,
+    StopReason,
+    Transition,
+)
+from nodeagent.rules.retry import REQUEUE_REASONS, Next, after_completed
+from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
+from nodeagent.service.store import attempts, counts, job_nodes, nodes, tasks
+from nodeagent.service.store import jobs as job_rows
+from nodeagent.service.store.attempts import TASK_KINDS, AttemptRow, AttemptState
+from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.jobs import JobRow
+from nodeagent.service.store.tasks import TaskRow
+from nodeagent.service.work import max_task_retry_count
+
+_RELEASE_TRIES = 3
+
+
+def apply_report(tx: Transaction, node_num: int, report: Report, now: datetime) -> ReportResult:
+    """Apply a report if it is the next one of its attempt, and say what was done with it."""
+    attempt = attempts.get(tx, report.attempt_id)
+    if attempt is None or attempt.node_num != node_num or attempt.state is AttemptState.GIVEN_UP:
+        return _result(report, ReportStatus.UNKNOWN)
+    if report.seq <= attempt.last_seq:
+        return _result(report, ReportStatus.ALREADY)
+    if report.seq > attempt.last_seq + 1:
+        return _result(report, ReportStatus.GAP, expected=attempt.last_seq + 1)
+    job = job_rows.by_num(tx, attempt.job_num)
+    if job is None:
+        return _result(report, ReportStatus.UNKNOWN)
+    attempts.set_seq(tx, attempt.num, report.seq)
+    if attempt.live:
+        _apply(tx, job, attempt, report, now)
+    return _result(report, ReportStatus.APPLIED)
+
+
+def _result(report: Report, status: ReportStatus, expected: int | None = None) -> ReportResult:
+    return ReportResult.model_construct(
+        attempt_id=report.attempt_id, seq=report.seq, status=status, expected=expected
+    )
+
+
+def _apply(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    if attempt.kind in TASK_KINDS:
+        _apply_to_task(tx, job, attempt, report, now)
+    elif attempt.kind is AttemptKind.JOB_PREPARATION:
+        _apply_to_preparation(tx, job, attempt, report, now)
+    else:
+        _apply_to_release(tx, job, attempt, report, now)
+    if report.transition is not Transition.RUNNING and job.state in (
+        JobState.DISABLING,
+        JobState.TERMINATING,
+        JobState.DELETING,
+    ):
+        jobs.advance(tx, job.num, now)
+
+
+def _apply_to_task(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    match report.transition:
+        case Transition.RUNNING:
+            _task_running(tx, attempt, report, now)
+        case Transition.COMPLETED:
+            _task_completed(tx, job, attempt, report, _outcome(report), now)
+        case Transition.LOST:
+            giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
+            task_ended(tx, job, attempt, now)
+        case Transition.RETURNED:
+            _task_returned(tx, job, attempt, report, now)
+
+
+def _task_running(tx: Transaction, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    start_time = report.start_time or report.at
+    attempts.set_running(tx, attempt.num, start_time)
+    if attempt.state is not AttemptState.RUNNING:
+        nodes.count_running(tx, attempt.node_num, 1, attempt.slots, now)
+    task = giving_up.carried_task(tx, attempt)
+    if task is not None:
+        tasks.set_running(
+            tx, task.num, start_time=start_time, root_directory=report.task_root_directory, now=now
+        )
+        counts.move(tx, task.job_num, task.state.value, "running", task.required_slots)
+
+
+def _task_completed(
+    tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, outcome: Outcome, now: datetime
+) -> None:
+    ends.close_attempt(tx, job, attempt, AttemptState.COMPLETED, now, outcome)
+    task = giving_up.carried_task(tx, attempt)
+    if task is None:
+        return
+    follows = _what_follows(job, attempt, task, outcome)
+    if follows is Next.COMPLETE:
+        execution = ends.ended_execution(task, outcome, start_time=report.start_time or attempt.start_time)
+        ends.complete_task(tx, job, task, execution, now)
+        task_ended(tx, job, attempt, now)
+    else:
+        ends.requeue_task(tx, task, follows, now)
+
+
+def _what_follows(job: JobRow, attempt: AttemptRow, task: TaskRow, outcome: Outcome) -> Next:
+    follows = after_completed(
+        outcome,
+        retry_count=task.execution.retry_count,
+        max_task_retry_count=max_task_retry_count(job.spec, task.spec),
+    )
+    asked_to_end = attempt.stop_reason is not None and attempt.stop_reason not in REQUEUE_REASONS
+    return Next.COMPLETE if follows is Next.RETRY and asked_to_end else follows
+
+
+def _task_returned(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    """The attempt never started: nothing is counted; where a user wanted the task's end, this is its end."""
+    ends.close_attempt(tx, job, attempt, AttemptState.RETURNED, now)
+    if report.return_reason is ReturnReason.PREPARATION_FAILED:
+        _preparation_failed(tx, attempt)
+    if report.return_reason is ReturnReason.DRAINING:
+        nodes.set_draining(tx, attempt.node_num, now)
+    task = giving_up.carried_task(tx, attempt)
+    if task is None:
+        return
+    if attempt.stop_reason is StopReason.JOB_DISABLE_TERMINATE:
+        outcome = giving_up.stopped(attempt.stop_reason, now)
+        ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now)
+        task_ended(tx, job, attempt, now)
+    else:
+        ends.requeue_task(tx, task, Next.RECOVER, now)
+
+
+def _preparation_failed(tx: Transaction, attempt: AttemptRow) -> None:
+    """A task was given back before the report of the failed preparation came: do not send it there again."""
+    row = job_nodes.get(tx, attempt.job_num, attempt.node_num)
+    if row is not None and row.prep_attempt is not None:
+        job_nodes.set_ineligible(tx, row)
+
+
+def task_ended(tx: Transaction, job: JobRow, attempt: AttemptRow, now: datetime) -> None:
+    """Do what the end of a task does to its job."""
+    manager = job.spec.job_manager_task
+    if attempt.kind is AttemptKind.JOB_MANAGER and manager is not None and manager.kill_job_on_completion:
+        task = None if attempt.task_num is None else tasks.by_num(tx, attempt.task_num)
+        if task is not None and task.execution.end_time is not None:
+            jobs.end_job(tx, job, jobs.JOB_MANAGER_COMPLETE, now)
+            return
+    jobs.settle(tx, job.num, now)
+
+
+def _apply_to_preparation(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    row = job_nodes.get(tx, attempt.job_num, attempt.node_num)
+    preparation = job.spec.job_preparation_task
+    if row is None or preparation is None:
+        raise LookupError(f"the preparation {attempt.id} belongs to no node of job {job.id}")
+    start_time = report.start_time or attempt.start_time or report.at
+    match report.transition:
+        case Transition.RUNNING:
+            attempts.set_running(tx, attempt.num, start_time)
+            job_nodes.preparation_running(
+                tx,
+                row,
+                start_time=start_time,
+                root_directory=report.task_root_directory,
+                retry_count=report.retry_count,
+                last_retry_time=report.last_retry_time,
+            )
+        case Transition.COMPLETED:
+            outcome = _outcome(report)
+            ends.close_attempt(tx, job, attempt, AttemptState.COMPLETED, now, outcome)
+            job_nodes.preparation_completed(
+                tx,
+                row,
+                outcome,
+                start_time=start_time,
+                root_directory=report.task_root_directory,
+                retry_count=report.retry_count,
+                last_retry_time=report.last_retry_time,
+            )
+            _prepared(tx, row, preparation, outcome)
+        case Transition.LOST | Transition.RETURNED:
+            state = AttemptState.LOST if report.transition is Transition.LOST else AttemptState.RETURNED
+            giving_up.lose(tx, job, attempt, state, now)
+            _send_waiting_back(tx, attempt)
+
+
+def _prepared(
+    tx: Transaction, row: job_nodes.JobNodeRow, preparation: JobPreparationTask, outcome: Outcome
+) -> None:
+    """A node whose preparation failed takes no tasks of the job, unless they do not wait for its success."""
+    if outcome.result is ExecutionResult.FAILURE and preparation.wait_for_success:
+        job_nodes.set_ineligible(tx, row)
+
+
+def _send_waiting_back(tx: Transaction, preparation: AttemptRow) -> None:
+    """Tasks that wait for a preparation that will never end come back, and bring a new preparation along."""
+    for attempt in attempts.open_on_node(tx, preparation.node_num):
+        if attempt.job_num == preparation.job_num and attempt.state is AttemptState.ASSIGNED:
+            dispatch.stop(tx, attempt, StopReason.SUPERSEDED)
+
+
+def _apply_to_release(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    row = job_nodes.get(tx, attempt.job_num, attempt.node_num)
+    if row is None:
+        raise LookupError(f"the release {attempt.id} belongs to no node of job {job.id}")
+    start_time = report.start_time or attempt.start_time or report.at
+    match report.transition:
+        case Transition.RUNNING:
+            attempts.set_running(tx, attempt.num, start_time)
+            job_nodes.release_running(
+                tx, row, start_time=start_time, root_directory=report.task_root_directory
+            )
+        case Transition.COMPLETED:
+            outcome = _outcome(report)
+            ends.close_attempt(tx, job, attempt, AttemptState.COMPLETED, now, outcome)
+            job_nodes.release_completed(
+                tx, row, outcome, start_time=start_time, root_directory=report.task_root_directory
+            )
+        case Transition.LOST | Transition.RETURNED:
+            _release_again(tx, job, attempt, row, now)
+
+
+def _release_again(
+    tx: Transaction, job: JobRow, attempt: AttemptRow, row: job_nodes.JobNodeRow, now: datetime
+) -> None:
+    """A release whose end is not known runs again (a reboot in between, say), but not for ever."""
+    tries = attempts.count_of_kind(tx, job.num, attempt.node_num, AttemptKind.JOB_RELEASE)
+    if tries >= _RELEASE_TRIES or attempt.stop_reason is not None:
+        giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
+        return
+    ends.close_attempt(tx, job, attempt, AttemptState.LOST, now)
+    dispatch.assign_release(tx, job, row, now)
+
+
+def _outcome(report: Report) -> Outcome:
+    """Return the outcome of a COMPLETED report; the call's validation has made sure that there is one."""
+    if report.outcome is None:
+        raise ValueError(f"the report {report.seq} of {report.attempt_id} has no outcome")
+    return report.outcome
