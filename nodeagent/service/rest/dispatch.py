@@ -30,6 +30,8 @@ _BODY_SECONDS = 30
 Handler = Callable[[Call], Awaitable[Reply | web.StreamResponse]]
 _log = structlog.get_logger()
 
+REST_CONTEXT = web.AppKey("rest_context", RestContext)
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -72,6 +74,17 @@ class RestServer:
             body=await _read_body(request),
         )
         return await operation.handler(call)
+
+
+def protected(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Wrap a handler that is no Batch operation: the same authentication, and refusals in the same form."""
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        return await answer(request.app[REST_CONTEXT], request, lambda inner, _: handler(inner))
+
+    return guarded
 
 
 async def answer(

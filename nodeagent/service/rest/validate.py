@@ -94,7 +94,7 @@ def _json_path(location: tuple[int | str, ...]) -> str:
 
 
 def _named_in(model: type[BatchModel], body: object, reason: str) -> str:
-    """A rule about several properties of the body has no place of its own: name the first it speaks of that is there."""
+    """A rule about several properties has no place of its own: name the first that it names and that is there."""
     names: Mapping[str, int] = {
         field.alias: position
         for field in model.model_fields.values()

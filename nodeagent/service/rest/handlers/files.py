@@ -13,9 +13,10 @@ from aiohttp import web
 
 from nodeagent.model.enums import TaskState
 from nodeagent.service.errors import BatchError, refusal
+from nodeagent.service.lifecycle.tasks import require as require_task
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.dispatch import common_headers
-from nodeagent.service.rest.handlers.find import find_node, find_task
+from nodeagent.service.rest.handlers.find import find_node
 from nodeagent.service.rest.node_files import FileServerAddress
 from nodeagent.service.rest.odata.request import filter_name_prefix
 from nodeagent.service.rest.paging import decode_token, next_link
@@ -52,7 +53,7 @@ async def task_base(call: Call) -> FileBase:
     job_id, task_id = call.variables["job_id"], call.variables["task_id"]
 
     def find(tx: Transaction) -> FileBase:
-        job, task = find_task(tx, job_id, task_id)
+        job, task = require_task(tx, job_id, task_id)
         if task.node is None or task.state is TaskState.ACTIVE:
             raise refusal("OperationInvalidForCurrentState", ("Reason", "The task has not been started."))
         node = nodes.by_num(tx, task.node.num)

@@ -1,0 +1,164 @@
+"""Jobs (spec/rest.md §2.3)."""
+
+from collections.abc import Callable
+
+import structlog
+
+from nodeagent.model.base import BatchModel
+from nodeagent.model.enums import DisableTasks
+from nodeagent.model.job import JobCreate, JobPatch, JobUpdate
+from nodeagent.model.task import TaskCounts
+from nodeagent.rules.supported import unsupported_job
+from nodeagent.service.errors import refusal
+from nodeagent.service.lifecycle import jobs as lifecycle
+from nodeagent.service.rest.call import Call
+from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
+from nodeagent.service.rest.reply import Reply, created
+from nodeagent.service.rest.shapes.job import PROPERTIES, STATUS_PROPERTIES, job_shape, status_shape
+from nodeagent.service.rest.validate import json_object, parse, refuse_unsupported, unsupported_property
+from nodeagent.service.rest.versions import has_nested_task_counts
+from nodeagent.service.store import counts, job_nodes, jobs
+from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.job_nodes import JobNodeRow
+from nodeagent.service.store.jobs import JobRow
+
+_log = structlog.get_logger()
+
+JOBS: Listing[JobRow] = Listing("jobs", PROPERTIES, jobs.COLUMNS, lambda row: row.id)
+STATUSES: Listing[JobNodeRow] = Listing(
+    "jobpreparationandreleasetaskstatuslist", STATUS_PROPERTIES, job_nodes.COLUMNS, job_nodes.cursor
+)
+
+
+class DisableParameters(BatchModel):
+    """The body of "disable a job"."""
+
+    disable_tasks: DisableTasks
+
+
+class TerminateParameters(BatchModel):
+    """The body of "terminate a job"."""
+
+    terminate_reason: str | None = None
+
+
+async def add_job(call: Call) -> Reply:
+    """Add a job; its pool need not exist."""
+    spec = parse(JobCreate, json_object(call.body))
+    ignored = refuse_unsupported(unsupported_job(spec), loose=call.context.loose)
+    if ignored:
+        _log.warning("properties_ignored", job=spec.id, properties=ignored)
+    now = call.context.clock()
+    row = await call.database.write(lambda tx: lifecycle.create_job(tx, spec, now))
+    return created(call.links.job(row.id), row.modified)
+
+
+async def list_jobs(call: Call) -> Reply:
+    """List the jobs of the account."""
+
+    def fetch(tx: Transaction, page: Page) -> list[JobRow]:
+        return jobs.page(tx, after=page.after, limit=page.limit, where=page.where)
+
+    return await JOBS.reply(call, call.links.jobs(), fetch, lambda row: job_shape(call.links, row))
+
+
+async def get_job(call: Call) -> Reply:
+    """Show one job."""
+    job_id = call.variables["job_id"]
+    row = await call.database.read(lambda tx: lifecycle.require(tx, job_id))
+    call.condition.check(row.etag, row.modified)
+    body = entity_reply(call, "jobs", job_shape(call.links, row), PROPERTIES)
+    return Reply(200, body, call.links.job(row.id), row.modified)
+
+
+async def patch_job(call: Call) -> Reply:
+    """Replace the properties that the body names."""
+    patch = parse(JobPatch, json_object(call.body))
+    if patch.network_configuration is not None:
+        raise unsupported_property("networkConfiguration", "this version of nodeagent does not support it")
+    now = call.context.clock()
+    return await _change(call, 200, lambda tx, job_id: lifecycle.patch_job(tx, job_id, patch, now))
+
+
+async def update_job(call: Call) -> Reply:
+    """Replace all updatable properties."""
+    update = parse(JobUpdate, json_object(call.body))
+    now = call.context.clock()
+    return await _change(call, 200, lambda tx, job_id: lifecycle.update_job(tx, job_id, update, now))
+
+
+async def disable_job(call: Call) -> Reply:
+    """Stop starting tasks of a job."""
+    disable_tasks = parse(DisableParameters, json_object(call.body)).disable_tasks
+    now = call.context.clock()
+    return await _change(call, 202, lambda tx, job_id: lifecycle.disable_job(tx, job_id, disable_tasks, now))
+
+
+async def enable_job(call: Call) -> Reply:
+    """Let a disabled job go on."""
+    now = call.context.clock()
+    return await _change(call, 202, lambda tx, job_id: lifecycle.enable_job(tx, job_id, now))
+
+
+async def terminate_job(call: Call) -> Reply:
+    """End a job; the body is optional."""
+    body = json_object(call.body) if call.body.strip() else {}
+    reason = parse(TerminateParameters, body).terminate_reason
+    force, now = call.query.flag("force"), call.context.clock()
+    return await _change(
+        call, 202, lambda tx, job_id: lifecycle.terminate_job(tx, job_id, now, reason=reason, force=force)
+    )
+
+
+async def delete_job(call: Call) -> Reply:
+    """End a job and remove it with all that belongs to it."""
+    job_id, force, now = call.variables["job_id"], call.query.flag("force"), call.context.clock()
+
+    def delete(tx: Transaction) -> None:
+        row = lifecycle.require(tx, job_id)
+        call.condition.check(row.etag, row.modified)
+        lifecycle.delete_job(tx, job_id, now, force=force)
+
+    await call.database.write(delete)
+    return Reply(202)
+
+
+async def _change(call: Call, status: int, verb: Callable[[Transaction, str], JobRow]) -> Reply:
+    """Apply a verb to a job that meets the caller's condition, in one transaction."""
+    job_id = call.variables["job_id"]
+
+    def change(tx: Transaction) -> JobRow:
+        row = lifecycle.require(tx, job_id)
+        call.condition.check(row.etag, row.modified)
+        return verb(tx, job_id)
+
+    row = await call.database.write(change)
+    return Reply(status, url=call.links.job(row.id), modified=row.modified)
+
+
+async def list_statuses(call: Call) -> Reply:
+    """List what preparation and release did on each node, nodes that have been removed since included."""
+    job_id = call.variables["job_id"]
+
+    def fetch(tx: Transaction, page: Page) -> list[JobNodeRow]:
+        job = lifecycle.require(tx, job_id)
+        if job.spec.job_preparation_task is None:
+            raise refusal("JobPreparationTaskNotSpecified")
+        return job_nodes.page(tx, job.num, after=page.after, limit=page.limit, where=page.where)
+
+    url = f"{call.links.job(job_id)}/jobpreparationandreleasetaskstatus"
+    return await STATUSES.reply(call, url, fetch, lambda row: status_shape(call.links, row))
+
+
+async def count_tasks(call: Call) -> Reply:
+    """Count the tasks of a job by state; flat for clients of before 2020-09."""
+    job_id = call.variables["job_id"]
+    found = await call.database.read(lambda tx: counts.get(tx, lifecycle.require(tx, job_id).num))
+    body = {"odata.metadata": call.links.metadata("taskcountsresult/@Element")}
+    if not has_nested_task_counts(call.query.api_version):
+        return Reply(200, body | _numbers(found.tasks))
+    return Reply(200, body | {"taskCounts": _numbers(found.tasks), "taskSlotCounts": _numbers(found.slots)})
+
+
+def _numbers(found: TaskCounts) -> dict[str, int]:
+    return {name: getattr(found, name) for name in TaskCounts.model_fields}

@@ -1,0 +1,171 @@
+"""Tasks (spec/rest.md §2.4, §9)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from nodeagent.model.base import BatchModel
+from nodeagent.model.task import TaskConstraints, TaskCreate
+from nodeagent.model.times import format_time
+from nodeagent.rules.supported import unsupported_task
+from nodeagent.service.errors import BatchError
+from nodeagent.service.lifecycle import tasks as lifecycle
+from nodeagent.service.lifecycle.jobs import require as require_job
+from nodeagent.service.rest.call import Call
+from nodeagent.service.rest.error_body import error_item
+from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
+from nodeagent.service.rest.reply import Reply, created
+from nodeagent.service.rest.shapes.task import PROPERTIES, task_shape
+from nodeagent.service.rest.validate import invalid_property, json_object, parse, refuse_unsupported
+from nodeagent.service.store import tasks
+from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.jobs import JobRow
+from nodeagent.service.store.tasks import TaskRow
+
+_log = structlog.get_logger()
+
+MAX_COLLECTION = 100
+"""Tasks in one `addtaskcollection`."""
+
+TASKS: Listing[tuple[JobRow, TaskRow]] = Listing("tasks", PROPERTIES, tasks.COLUMNS, lambda pair: pair[1].id)
+
+
+class TaskUpdate(BatchModel):
+    """The body of "update a task": constraints left out go back to their defaults."""
+
+    constraints: TaskConstraints | None = None
+
+
+class TaskCollection(BatchModel):
+    """The body of "add a collection of tasks"; each item is validated by itself."""
+
+    value: list[dict[str, Any]]
+
+
+def _task(call: Call, value: object) -> TaskCreate:
+    """Return a valid and supported task. Raises BatchError."""
+    spec = parse(TaskCreate, value)
+    ignored = refuse_unsupported(unsupported_task(spec), loose=call.context.loose)
+    if ignored:
+        _log.warning("properties_ignored", task=spec.id, properties=ignored)
+    return spec
+
+
+async def add_task(call: Call) -> Reply:
+    """Add one task."""
+    job_id, spec, now = call.variables["job_id"], _task(call, json_object(call.body)), call.context.clock()
+    row = await call.database.write(lambda tx: lifecycle.add_task(tx, job_id, spec, now))
+    return created(call.links.task(job_id, row.id), row.modified)
+
+
+async def add_collection(call: Call) -> Reply:
+    """Add up to 100 tasks in one transaction; each has its own outcome, in the order of the request."""
+    job_id, now = call.variables["job_id"], call.context.clock()
+    items = parse(TaskCollection, json_object(call.body)).value
+    if not 1 <= len(items) <= MAX_COLLECTION:
+        raise invalid_property("value", len(items), f"must have 1 to {MAX_COLLECTION} tasks")
+    checked = [_checked(call, item) for item in items]
+    specs = [spec for spec in checked if isinstance(spec, TaskCreate)]
+    added = iter(await call.database.write(lambda tx: lifecycle.add_tasks(tx, job_id, specs, now)))
+    outcomes = [item if isinstance(item, BatchError) else next(added) for item in checked]
+    body = {
+        "odata.metadata": call.links.metadata("taskaddresult"),
+        "value": [_outcome(call, job_id, item, outcome) for item, outcome in zip(items, outcomes, strict=True)],
+    }
+    return Reply(200, body)
+
+
+def _checked(call: Call, item: dict[str, Any]) -> TaskCreate | BatchError:
+    try:
+        return _task(call, item)
+    except BatchError as error:
+        return error
+
+
+def _outcome(call: Call, job_id: str, item: dict[str, Any], outcome: TaskRow | BatchError) -> dict[str, Any]:
+    if isinstance(outcome, BatchError):
+        error = error_item(outcome, call.request_id, call.context.clock())
+        return {"status": "clienterror", "taskId": str(item.get("id", "")), "error": error}
+    return {
+        "status": "success",
+        "taskId": outcome.id,
+        "eTag": outcome.etag,
+        "lastModified": format_time(outcome.modified),
+        "location": call.links.task(job_id, outcome.id),
+    }
+
+
+async def list_tasks(call: Call) -> Reply:
+    """List the tasks of a job."""
+    job_id = call.variables["job_id"]
+
+    def fetch(tx: Transaction, page: Page) -> list[tuple[JobRow, TaskRow]]:
+        job = require_job(tx, job_id)
+        rows = tasks.page(tx, job.num, after=page.after, limit=page.limit, where=page.where)
+        return [(job, row) for row in rows]
+
+    return await TASKS.reply(call, call.links.tasks(job_id), fetch, lambda pair: task_shape(call.links, *pair))
+
+
+async def get_task(call: Call) -> Reply:
+    """Show one task."""
+    job_id, task_id = call.variables["job_id"], call.variables["task_id"]
+    job, row = await call.database.read(lambda tx: lifecycle.require(tx, job_id, task_id))
+    call.condition.check(row.etag, row.modified)
+    body = entity_reply(call, "tasks", task_shape(call.links, job, row), PROPERTIES)
+    return Reply(200, body, call.links.task(job.id, row.id), row.modified)
+
+
+async def update_task(call: Call) -> Reply:
+    """Replace the constraints of a task."""
+    constraints = parse(TaskUpdate, json_object(call.body)).constraints
+    now = call.context.clock()
+    return await _change(
+        call, 200, lambda tx, job_id, task_id: lifecycle.update_task(tx, job_id, task_id, constraints, now)
+    )
+
+
+async def terminate_task(call: Call) -> Reply:
+    """Complete a task at once; its process is stopped after that."""
+    now = call.context.clock()
+    return await _change(call, 204, lambda tx, job_id, task_id: lifecycle.terminate_task(tx, job_id, task_id, now))
+
+
+async def reactivate_task(call: Call) -> Reply:
+    """Let a task that failed run again."""
+    now = call.context.clock()
+    return await _change(call, 204, lambda tx, job_id, task_id: lifecycle.reactivate_task(tx, job_id, task_id, now))
+
+
+async def delete_task(call: Call) -> Reply:
+    """Remove a task, with its files on the node."""
+    job_id, task_id, now = call.variables["job_id"], call.variables["task_id"], call.context.clock()
+
+    def delete(tx: Transaction) -> None:
+        _, row = lifecycle.require(tx, job_id, task_id)
+        call.condition.check(row.etag, row.modified)
+        lifecycle.delete_task(tx, job_id, task_id, now)
+
+    await call.database.write(delete)
+    return Reply(200)
+
+
+async def _change(call: Call, status: int, verb: Callable[[Transaction, str, str], TaskRow]) -> Reply:
+    """Apply a verb to a task that meets the caller's condition, in one transaction."""
+    job_id, task_id = call.variables["job_id"], call.variables["task_id"]
+
+    def change(tx: Transaction) -> TaskRow:
+        _, row = lifecycle.require(tx, job_id, task_id)
+        call.condition.check(row.etag, row.modified)
+        return verb(tx, job_id, task_id)
+
+    row = await call.database.write(change)
+    return Reply(status, url=call.links.task(job_id, row.id), modified=row.modified)
+
+
+async def list_subtasks(call: Call) -> Reply:
+    """List the subtasks of a task: none, as long as no task runs on several nodes."""
+    job_id, task_id = call.variables["job_id"], call.variables["task_id"]
+    await call.database.read(lambda tx: lifecycle.require(tx, job_id, task_id))
+    return Reply(200, {"odata.metadata": call.links.metadata("subtaskinfo"), "value": []})
