@@ -19,6 +19,8 @@ class ServiceSettings(BaseModel):
     """Name of the Batch account that clients sign with."""
     key: SecretStr
     """Shared key of the account, base64."""
+    bearer_token: SecretStr | None = None
+    """A token that clients may show instead of a signature; none is accepted if not given."""
     state_dir: Path
     """Folder of the database and the event log; made if it is missing, used by one service at a time."""
     node_key_file: Path | None = None

@@ -135,9 +135,15 @@ def add_routes(app: web.Application) -> None:
     `app` must have its `DATABASE` and `SETTINGS` already.
     """
     settings = app[SETTINGS]
+    token = settings.bearer_token
     context = RestContext(
         database=app[DATABASE],
-        authenticator=Authenticator(settings.account, settings.key.get_secret_value(), utc_now),
+        authenticator=Authenticator(
+            settings.account,
+            settings.key.get_secret_value(),
+            utc_now,
+            None if token is None else token.get_secret_value(),
+        ),
         node_files=NodeFiles(),
         clock=utc_now,
         loose=settings.loose,
