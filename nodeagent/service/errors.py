@@ -71,6 +71,4 @@ def refusal(code: str, *values: tuple[str, str]) -> BatchError:
 
 def invalid_property(name: str, value: object, reason: str) -> BatchError:
     """Make an `InvalidPropertyValue` that names the property, what it is, and what is wrong with it."""
-    return refusal(
-        "InvalidPropertyValue", ("PropertyName", name), ("PropertyValue", str(value)), ("Reason", reason)
-    )
+    return refusal("InvalidPropertyValue", ("PropertyName", name), ("PropertyValue", str(value)), ("Reason", reason))

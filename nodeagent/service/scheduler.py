@@ -91,7 +91,9 @@ def _choose(
     task: TaskView, able: Iterable[int], free: dict[int, int], total: dict[int, int], fill: NodeFillType
 ) -> int | None:
     fitting = [
-        num for num in able if free[num] >= (max(total[num], task.required_slots) if task.exclusive else task.required_slots)
+        num
+        for num in able
+        if free[num] >= (max(total[num], task.required_slots) if task.exclusive else task.required_slots)
     ]
     if not fitting:
         return None

@@ -28,7 +28,7 @@ class ServiceSettings(BaseModel):
     ephemeral: bool = False
     """Keep the state in a temporary folder inside the state folder and remove it at the end."""
     synchronous: Literal["full", "normal"] = "full"
-    """`full` survives a power cut; `normal` is faster, survives kill -9, and may lose the last commits in a power cut."""
+    """`full` survives a power cut; `normal` is faster, survives kill -9, but a power cut may take the last commits."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How often agents send a heartbeat."""
     lease_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -5,6 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+STOPPING_SIGNAL = "stopping"
+"""Published when the service stops."""
+
 
 class Signals:
     """Named signals on one event loop. A subscriber sees every signal that is published while it is subscribed."""

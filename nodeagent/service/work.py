@@ -82,7 +82,5 @@ def task_of_manager(manager: JobManagerTask) -> TaskCreate:
     )
 
 
-def _environment(
-    job: JobCreate, own: tuple[EnvironmentSetting, ...] | None
-) -> tuple[EnvironmentSetting, ...]:
+def _environment(job: JobCreate, own: tuple[EnvironmentSetting, ...] | None) -> tuple[EnvironmentSetting, ...]:
     return (*(job.common_environment_settings or ()), *(own or ()))

@@ -15,7 +15,7 @@ from nodeagent.model.protocol import (
 from nodeagent.rules.layout import task_directory
 from nodeagent.service import task_events, work
 from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, tasks
-from nodeagent.service.store.attempts import AttemptRow
+from nodeagent.service.store.attempts import AttemptRow, NewAttempt
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.job_nodes import JobNodeRow
 from nodeagent.service.store.jobs import JobRow
@@ -28,15 +28,7 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
     gate = _prepare(tx, job, node, now)
     attempt_id = attempts.new_id(now)
     attempt_num = attempts.insert(
-        tx,
-        attempt_id,
-        task.kind,
-        job_num=job.num,
-        task_num=task.num,
-        task_key=task.id,
-        node_num=node.num,
-        slots=slots,
-        now=now,
+        tx, NewAttempt(attempt_id, task.kind, job.num, task.num, task.id, node.num, slots), now
     )
     nodes.hold_slots(tx, node.num, slots)
     counts.assign(tx, job.num, 1)
@@ -114,17 +106,10 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
 
 
 def _send(tx: Transaction, job: JobRow, node_num: int, assignment: Assignment, now: datetime) -> None:
-    attempt_num = attempts.insert(
-        tx,
-        assignment.attempt_id,
-        assignment.attempt_kind,
-        job_num=job.num,
-        task_num=None,
-        task_key=assignment.task_id,
-        node_num=node_num,
-        slots=0,
-        now=now,
+    new = NewAttempt(
+        assignment.attempt_id, assignment.attempt_kind, job.num, None, assignment.task_id, node_num, slots=0
     )
+    attempt_num = attempts.insert(tx, new, now)
     attempts.set_message(tx, attempt_num, messages.add(tx, node_num, assignment))
 
 

@@ -17,7 +17,12 @@ from nodeagent.service.store.tasks import TaskRow
 
 
 def close_attempt(
-    tx: Transaction, job: JobRow, attempt: AttemptRow, state: AttemptState, now: datetime, outcome: Outcome | None = None
+    tx: Transaction,
+    job: JobRow,
+    attempt: AttemptRow,
+    state: AttemptState,
+    now: datetime,
+    outcome: Outcome | None = None,
 ) -> None:
     """End an attempt: give its slots back, count it out, let go of its task.
 
@@ -44,9 +49,7 @@ def close_attempt(
     tx.signal(SCHEDULE)
 
 
-def complete_task(
-    tx: Transaction, job: JobRow, task: TaskRow, execution: TaskExecutionInfo, now: datetime
-) -> None:
+def complete_task(tx: Transaction, job: JobRow, task: TaskRow, execution: TaskExecutionInfo, now: datetime) -> None:
     """Move a task to completed, once and for all, and tell it."""
     tasks.set_completed(tx, task.num, execution, now)
     before = counts.bucket(task.state, task.execution.result)
@@ -70,9 +73,7 @@ def requeue_task(tx: Transaction, task: TaskRow, why: Next, now: datetime) -> No
     tx.signal(SCHEDULE)
 
 
-def ended_execution(
-    task: TaskRow, outcome: Outcome, *, start_time: datetime | None = None
-) -> TaskExecutionInfo:
+def ended_execution(task: TaskRow, outcome: Outcome, *, start_time: datetime | None = None) -> TaskExecutionInfo:
     """Return the execution information of a task whose last attempt ended like this."""
     return task.execution.model_copy(
         update={

@@ -86,9 +86,7 @@ def _redefine(tx: Transaction, job: JobRow, changes: dict[str, object], now: dat
     if job.spec.on_all_tasks_complete is OnAllTasksComplete.TERMINATE_JOB and (
         spec.on_all_tasks_complete is OnAllTasksComplete.NO_ACTION
     ):
-        raise invalid_property(
-            "onAllTasksComplete", "noaction", "terminatejob cannot be changed back to noaction"
-        )
+        raise invalid_property("onAllTasksComplete", "noaction", "terminatejob cannot be changed back to noaction")
     if spec.pool_info != job.spec.pool_info and job.state is not JobState.DISABLED:
         raise BatchError(
             409, "OperationInvalidForCurrentState", "The pool of a job can be changed only while the job is disabled."
@@ -298,6 +296,9 @@ def _pool_id(info: PoolInfo) -> str:
 def _deadline(constraints: JobConstraints, created: datetime) -> datetime | None:
     """Return when the job's wall clock runs out: it counts from the job's creation."""
     limit = constraints.max_wall_clock_time
-    if limit >= UNLIMITED or limit.total_seconds() > (datetime.max.replace(tzinfo=created.tzinfo) - created).total_seconds():
+    if (
+        limit >= UNLIMITED
+        or limit.total_seconds() > (datetime.max.replace(tzinfo=created.tzinfo) - created).total_seconds()
+    ):
         return None
     return created + limit

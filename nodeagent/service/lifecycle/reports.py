@@ -46,9 +46,7 @@ def apply_report(tx: Transaction, node_num: int, report: Report, now: datetime) 
 
 
 def _result(report: Report, status: ReportStatus, expected: int | None = None) -> ReportResult:
-    return ReportResult.model_construct(
-        attempt_id=report.attempt_id, seq=report.seq, status=status, expected=expected
-    )
+    return ReportResult.model_construct(attempt_id=report.attempt_id, seq=report.seq, status=status, expected=expected)
 
 
 def _apply(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
@@ -86,9 +84,7 @@ def _task_running(tx: Transaction, attempt: AttemptRow, report: Report, now: dat
         nodes.count_running(tx, attempt.node_num, 1, attempt.slots, now)
     task = giving_up.carried_task(tx, attempt)
     if task is not None:
-        tasks.set_running(
-            tx, task.num, start_time=start_time, root_directory=report.task_root_directory, now=now
-        )
+        tasks.set_running(tx, task.num, start_time=start_time, root_directory=report.task_root_directory, now=now)
         counts.move(tx, task.job_num, task.state.value, "running", task.required_slots)
 
 
@@ -190,9 +186,7 @@ def _apply_to_preparation(tx: Transaction, job: JobRow, attempt: AttemptRow, rep
             _send_waiting_back(tx, attempt)
 
 
-def _prepared(
-    tx: Transaction, row: job_nodes.JobNodeRow, preparation: JobPreparationTask, outcome: Outcome
-) -> None:
+def _prepared(tx: Transaction, row: job_nodes.JobNodeRow, preparation: JobPreparationTask, outcome: Outcome) -> None:
     """A node whose preparation failed takes no tasks of the job, unless they do not wait for its success."""
     if outcome.result is ExecutionResult.FAILURE and preparation.wait_for_success:
         job_nodes.set_ineligible(tx, row)
@@ -213,9 +207,7 @@ def _apply_to_release(tx: Transaction, job: JobRow, attempt: AttemptRow, report:
     match report.transition:
         case Transition.RUNNING:
             attempts.set_running(tx, attempt.num, start_time)
-            job_nodes.release_running(
-                tx, row, start_time=start_time, root_directory=report.task_root_directory
-            )
+            job_nodes.release_running(tx, row, start_time=start_time, root_directory=report.task_root_directory)
         case Transition.COMPLETED:
             outcome = _outcome(report)
             ends.close_attempt(tx, job, attempt, AttemptState.COMPLETED, now, outcome)
@@ -226,9 +218,7 @@ def _apply_to_release(tx: Transaction, job: JobRow, attempt: AttemptRow, report:
             _release_again(tx, job, attempt, row, now)
 
 
-def _release_again(
-    tx: Transaction, job: JobRow, attempt: AttemptRow, row: job_nodes.JobNodeRow, now: datetime
-) -> None:
+def _release_again(tx: Transaction, job: JobRow, attempt: AttemptRow, row: job_nodes.JobNodeRow, now: datetime) -> None:
     """A release whose end is not known runs again (a reboot in between, say), but not for ever."""
     tries = attempts.count_of_kind(tx, job.num, attempt.node_num, AttemptKind.JOB_RELEASE)
     if tries >= _RELEASE_TRIES or attempt.stop_reason is not None:

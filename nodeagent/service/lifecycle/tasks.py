@@ -37,9 +37,7 @@ def add_task(tx: Transaction, job_id: str, spec: TaskCreate, now: datetime) -> T
     return added
 
 
-def add_tasks(
-    tx: Transaction, job_id: str, specs: Sequence[TaskCreate], now: datetime
-) -> list[TaskRow | BatchError]:
+def add_tasks(tx: Transaction, job_id: str, specs: Sequence[TaskCreate], now: datetime) -> list[TaskRow | BatchError]:
     """Add tasks in one transaction; each gets its row or its own error, in the order of the request.
 
     Raises what concerns the job: JobNotFound, JobBeingTerminated, JobCompleted, JobBeingDeleted.
@@ -53,9 +51,8 @@ def add_tasks(
         if error is not None:
             results.append(error)
             continue
-        num = tasks.insert(tx, job.num, AttemptKind.USER, spec, now)
+        results.append(tasks.insert(tx, job.num, AttemptKind.USER, spec, now))
         slots += spec.required_slots
-        results.append(tasks.new_row(num, job.num, AttemptKind.USER, spec, now))
     added = sum(isinstance(result, TaskRow) for result in results)
     if added:
         counts.add(tx, job.num, TaskState.ACTIVE.value, tasks=added, slots=slots)

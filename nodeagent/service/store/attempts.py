@@ -106,32 +106,34 @@ def by_num(tx: Transaction, num: int) -> AttemptRow | None:
     return None if row is None else _row(row)
 
 
-def insert(
-    tx: Transaction,
-    attempt_id: str,
-    kind: AttemptKind,
-    *,
-    job_num: int,
-    task_num: int | None,
-    task_key: str,
-    node_num: int,
-    slots: int,
-    now: datetime,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """An attempt that is about to be assigned; `slots` is what it takes of its node."""
+
+    id: str
+    kind: AttemptKind
+    job_num: int
+    task_num: int | None
+    task_key: str
+    node_num: int
+    slots: int
+
+
+def insert(tx: Transaction, new: NewAttempt, now: datetime) -> int:
     """Add an attempt that holds its slots; return its number."""
     rows = tx.execute(
         "INSERT INTO attempts (id, kind, job_num, task_num, task_key, node_num, state, slots, slots_held, assigned)"
         " VALUES (?,?,?,?,?,?,?,?,?,?) RETURNING num",
         (
-            attempt_id,
-            kind,
-            job_num,
-            task_num,
-            task_key,
-            node_num,
+            new.id,
+            new.kind,
+            new.job_num,
+            new.task_num,
+            new.task_key,
+            new.node_num,
             AttemptState.ASSIGNED,
-            slots,
-            slots,
+            new.slots,
+            new.slots,
             to_micros(now),
         ),
     )
@@ -188,7 +190,9 @@ def forget_task(tx: Transaction, num: int) -> None:
 
 def live_of_job(tx: Transaction, job_num: int) -> list[AttemptRow]:
     """Return the attempts of a job that have not ended, oldest first."""
-    rows = tx.execute(f"{_SELECT} WHERE a.job_num = ? AND a.state IN ('assigned', 'running') ORDER BY a.num", (job_num,))
+    rows = tx.execute(
+        f"{_SELECT} WHERE a.job_num = ? AND a.state IN ('assigned', 'running') ORDER BY a.num", (job_num,)
+    )
     return [_row(row) for row in rows]
 
 

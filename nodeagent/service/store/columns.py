@@ -68,7 +68,7 @@ class Column:
     type: ColumnType
 
     def parameter(self, value: str | int | bool | datetime | None) -> Parameter:  # noqa: FBT001 - a literal of a filter
-        """Return a filter's literal as the SQL parameter to compare with. Enumeration and id literals lose their case."""
+        """Return a filter's literal as the parameter to compare with; those of enumerations and ids lose their case."""
         return None if value is None else _TO_PARAMETER[self.type](value)
 
 

@@ -70,9 +70,7 @@ class JobNodeRow:
     def prepared(self) -> bool:
         """Whether the preparation task has completed here, and need not run again."""
         return (
-            self.preparation is not None
-            and self.preparation.state is NodeTaskState.COMPLETED
-            and not self.prep_needed
+            self.preparation is not None and self.preparation.state is NodeTaskState.COMPLETED and not self.prep_needed
         )
 
 
@@ -244,9 +242,7 @@ def preparation_completed(
 
 def set_ineligible(tx: Transaction, row: JobNodeRow) -> None:
     """Give a node no more tasks of a job."""
-    tx.execute(
-        "UPDATE job_nodes SET ineligible = 1 WHERE job_num = ? AND node_num = ?", (row.job_num, row.node_num)
-    )
+    tx.execute("UPDATE job_nodes SET ineligible = 1 WHERE job_num = ? AND node_num = ?", (row.job_num, row.node_num))
 
 
 def need_preparation(tx: Transaction, row: JobNodeRow) -> None:
@@ -298,9 +294,7 @@ def release_completed(
 
 def end_session(tx: Transaction, row: JobNodeRow) -> None:
     """Record that the node was told that the job is over."""
-    tx.execute(
-        "UPDATE job_nodes SET session_ended = 1 WHERE job_num = ? AND node_num = ?", (row.job_num, row.node_num)
-    )
+    tx.execute("UPDATE job_nodes SET session_ended = 1 WHERE job_num = ? AND node_num = ?", (row.job_num, row.node_num))
 
 
 def _ended(outcome: Outcome) -> tuple[object, ...]:

@@ -1,6 +1,6 @@
 """Rows of jobs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -193,6 +193,34 @@ def forget_deadline(tx: Transaction, num: int) -> None:
 def delete(tx: Transaction, num: int) -> None:
     """Remove a job whose tasks and attempts are gone."""
     tx.execute("DELETE FROM jobs WHERE num = ?", (num,))
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """What the scheduler must know of a job; `headroom` is how many more of its tasks may run, None without limit."""
+
+    num: int
+    headroom: int | None
+    has_preparation: bool
+    exclusive_manager: bool
+
+
+def with_waiting_tasks(tx: Transaction, pool_key: str) -> Iterator[WaitingJob]:
+    """Give the active jobs of a pool that have active tasks: highest priority first, then oldest first."""
+    rows = tx.execute(
+        "SELECT j.num, j.max_parallel_tasks, c.assigned, j.spec FROM jobs j JOIN job_counts c ON c.job_num = j.num"
+        " WHERE j.pool_key = ? AND j.state = 'active' AND c.active > 0 ORDER BY j.priority DESC, j.num",
+        (pool_key,),
+    )
+    for num, limit, assigned, text in rows:
+        spec = parse_spec(text)
+        manager = spec.job_manager_task
+        yield WaitingJob(
+            num=num,
+            headroom=None if limit == -1 else max(0, limit - assigned),
+            has_preparation=spec.job_preparation_task is not None,
+            exclusive_manager=manager is not None and manager.run_exclusive,
+        )
 
 
 def deadlines_due(tx: Transaction, now: datetime) -> list[JobRow]:

@@ -77,7 +77,11 @@ class NodeRow:
 
 def _row(row: Row) -> NodeRow:
     return NodeRow(
-        *row[:5],
+        num=row[0],
+        pool_num=row[1],
+        pool_id=row[2],
+        vm_size=row[3],
+        id=row[4],
         state=NodeState(row[5]),
         state_time=from_micros(row[6]),
         scheduling_state=SchedulingState(row[7]),
@@ -136,6 +140,23 @@ def page(
 def of_pool(tx: Transaction, pool_num: int) -> list[NodeRow]:
     """Return all nodes of a pool."""
     return [_row(row) for row in tx.execute(f"{_SELECT} WHERE n.pool_num = ? ORDER BY n.key", (pool_num,))]
+
+
+_FREE = """
+FROM nodes n JOIN pools p ON p.num = n.pool_num
+WHERE n.free_slots > 0 AND n.state IN ('idle', 'running') AND n.scheduling_state = 'enabled' AND p.state = 'active'
+"""
+
+
+def pools_with_free_slots(tx: Transaction) -> list[str]:
+    """Return the keys (lower-case ids) of the pools where a task could start now."""
+    return [row[0] for row in tx.execute(f"SELECT DISTINCT p.key {_FREE}")]
+
+
+def with_free_slots(tx: Transaction, pool_key: str) -> list[tuple[int, int, int]]:
+    """Return (number, slots, free slots) of the nodes of a pool where a task could start now."""
+    rows = tx.execute(f"SELECT n.num, n.slots, n.free_slots {_FREE} AND p.key = ? ORDER BY n.num", (pool_key,))
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def insert(tx: Transaction, pool_num: int, call: Register, now: datetime) -> int:

@@ -89,7 +89,9 @@ def get(tx: Transaction, pool_id: str) -> PoolRow | None:
 def page(tx: Transaction, *, after: str | None = None, limit: int = 1000, where: Where | None = None) -> list[PoolRow]:
     """Return up to `limit` pools with ids after `after`, ordered by id."""
     sql, parameters = condition(where)
-    rows = tx.execute(f"{_SELECT} WHERE p.key > ?{sql} ORDER BY p.key LIMIT ?", ((after or "").lower(), *parameters, limit))  # noqa: E501, S608
+    rows = tx.execute(
+        f"{_SELECT} WHERE p.key > ?{sql} ORDER BY p.key LIMIT ?", ((after or "").lower(), *parameters, limit)
+    )
     return [_row(row) for row in rows]
 
 

@@ -183,21 +183,16 @@ def exists(tx: Transaction, job_num: int, task_id: str) -> bool:
     return tx.one("SELECT 1 FROM tasks WHERE job_num = ? AND key = ?", (job_num, task_id.lower())) is not None
 
 
-def insert(tx: Transaction, job_num: int, kind: AttemptKind, spec: TaskCreate, now: datetime) -> int:
-    """Add an active task; return its number. The caller counts it."""
+def insert(tx: Transaction, job_num: int, kind: AttemptKind, spec: TaskCreate, now: datetime) -> TaskRow:
+    """Add an active task; return its row. The caller counts it."""
     micros = to_micros(now)
     rows = tx.execute(
         "INSERT INTO tasks (job_num, key, id, kind, required_slots, state, state_time, created, modified)"
         " VALUES (?,?,?,?,?,?,?,?,?) RETURNING num",
         (job_num, spec.id.lower(), spec.id, kind, spec.required_slots, TaskState.ACTIVE, micros, micros, micros),
     )
-    num = int(rows[0][0])
-    tx.execute("INSERT INTO task_specs (task_num, spec) VALUES (?, ?)", (num, spec.to_json()))
-    return num
-
-
-def new_row(num: int, job_num: int, kind: AttemptKind, spec: TaskCreate, now: datetime) -> TaskRow:
-    """Return the row of a task that `insert` has just added, without reading it."""
+    num, text = int(rows[0][0]), spec.to_json()
+    tx.execute("INSERT INTO task_specs (task_num, spec) VALUES (?, ?)", (num, text))
     return TaskRow(
         num=num,
         job_num=job_num,
@@ -214,7 +209,7 @@ def new_row(num: int, job_num: int, kind: AttemptKind, spec: TaskCreate, now: da
         system_task_version=0,
         execution=TaskExecutionInfo(),
         node=None,
-        spec_text=spec.to_json(),
+        spec_text=text,
     )
 
 
@@ -277,7 +272,9 @@ def set_completed(tx: Transaction, num: int, execution: TaskExecutionInfo, now: 
     )
 
 
-def set_active(tx: Transaction, num: int, execution: TaskExecutionInfo, system_task_version: int, now: datetime) -> None:
+def set_active(
+    tx: Transaction, num: int, execution: TaskExecutionInfo, system_task_version: int, now: datetime
+) -> None:
     """Make a task active again: nothing of its last execution is shown but the counters of `execution`.
 
     It waits until no attempt is attached to it (`release_attempt`).

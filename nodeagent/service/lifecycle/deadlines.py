@@ -1,0 +1,26 @@
+"""What happens because time has passed: leases, wall clocks of jobs, timeouts of resizing."""
+
+from datetime import datetime, timedelta
+
+from nodeagent.service.lifecycle import jobs, nodes, pools
+from nodeagent.service.store import jobs as job_rows
+from nodeagent.service.store import nodes as node_rows
+from nodeagent.service.store import pools as pool_rows
+from nodeagent.service.store.database import Transaction
+
+
+def expire(tx: Transaction, now: datetime, lease: timedelta) -> datetime | None:
+    """Do what is due, and return when to look again: the next deadline in the store, None if there is none."""
+    for job in job_rows.deadlines_due(tx, now):
+        jobs.expire_job(tx, job, now)
+    for pool in pool_rows.resizes_due(tx, now):
+        pools.expire_resize(tx, pool, now)
+    for node in node_rows.silent_since(tx, now - lease):
+        nodes.expire_lease(tx, node, now)
+    heard = node_rows.oldest_heartbeat(tx)
+    candidates = (
+        job_rows.next_deadline(tx),
+        pool_rows.next_resize_deadline(tx),
+        None if heard is None else heard + lease,
+    )
+    return min((moment for moment in candidates if moment is not None), default=None)
