@@ -1,0 +1,80 @@
+"""End the tasks of nodes whose agents have gone, by the same records that an agent would recover from.
+
+The shims outlive their agent, so ending a stack means asking them: `stop.json` and a poke for each attempt that runs,
+a sweep for what lost its shim, and a sweep of every job session's boundary. What an attempt leaves behind are true
+records: the next agent on the folder reports them.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from nodeagent.agent.errors import StateInUseError
+from nodeagent.agent.identity import StateDirectory
+from nodeagent.model.protocol import StopReason
+from nodeagent.runtime.base import LostCandidate, Running, RuntimeFailure
+from nodeagent.runtime.process import ProcessRuntime
+from nodeagent.shim import kernel, records
+
+log = structlog.get_logger(__name__)
+
+_SETTLE_SECONDS = 20.0
+
+
+async def end_tasks(state_dirs: Iterable[Path], *, grace_seconds: float) -> None:
+    """End every attempt below the agents' state directories; returns when their processes are gone.
+
+    SIGTERM first, SIGKILL after `grace_seconds` (0: at once). The tasks are to run again if the folder is used
+    again: they carry the stop reason `drain_requeue`. A folder that an agent holds is left alone. Raises
+    ExceptionGroup of RuntimeFailure for what would not die.
+    """
+    async with asyncio.TaskGroup() as group:
+        for state_dir in state_dirs:
+            group.create_task(_end_node(state_dir, grace_seconds))
+
+
+async def _end_node(state_dir: Path, grace_seconds: float) -> None:
+    names = _attempts(state_dir)
+    if not names:
+        return
+    try:
+        with StateDirectory(state_dir):
+            runtime = ProcessRuntime(state_dir)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for name in names:
+                        group.create_task(_end_attempt(runtime, name, grace_seconds))
+            finally:
+                await runtime.close()
+            await asyncio.to_thread(_sweep_sessions, runtime.attempts, names)
+    except StateInUseError:
+        log.warning("tasks are left to the agent that holds the folder", state_dir=str(state_dir))
+
+
+def _attempts(state_dir: Path) -> list[str]:
+    attempts = state_dir / "attempts"
+    if not attempts.is_dir():
+        return []
+    return sorted(entry.name for entry in attempts.iterdir() if (entry / records.Spec.FILE).exists())
+
+
+async def _end_attempt(runtime: ProcessRuntime, name: str, grace_seconds: float) -> None:
+    seen = runtime.look(name)
+    if isinstance(seen, Running):
+        await runtime.stop(name, StopReason.DRAIN_REQUEUE, grace_seconds)
+        async with asyncio.timeout(grace_seconds + _SETTLE_SECONDS):
+            await runtime.wait(name)
+    elif isinstance(seen, LostCandidate):
+        await runtime.resolve_lost(name)
+
+
+def _sweep_sessions(attempts: Path, names: Iterable[str]) -> None:
+    """Sweep the boundaries that outlive their attempt: what preparation tasks left running for their job."""
+    for name in names:
+        spec = records.read(str(attempts / name), records.Spec)
+        if spec is not None and not spec.sweep:
+            swept = kernel.sweep_strangers(spec.boundary)
+            if swept.remaining:
+                raise RuntimeFailure(f"{swept.remaining} processes that {name} left behind will not die")

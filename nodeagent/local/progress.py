@@ -1,0 +1,96 @@
+"""How far a run is: what the events and looks at the service add up to. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """What a run is doing."""
+
+    STARTING = "starting"
+    RUNNING = "running tasks"
+    RELEASING = "releasing"
+    DONE = "done"
+
+
+@dataclass(slots=True)
+class Progress:
+    """The state of a run, for those who show it."""
+
+    job_id: str
+    tasks: int
+    slots: int
+    phase: Phase = Phase.STARTING
+    done: int = 0
+    failed: int = 0
+    retried: int = 0
+    running: dict[str, int] = field(default_factory=dict)
+    """Slots of each task that runs now, by task id."""
+    preparation: dict[str, str] = field(default_factory=dict)
+    """State of the preparation on each node: running, success or failure."""
+    release: dict[str, str] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
+
+    @property
+    def slots_in_use(self) -> int:
+        """How many slots the running tasks hold."""
+        return sum(self.running.values())
+
+    def all_ended(self) -> bool:
+        """Tell whether every task has completed."""
+        return len(self._ended) >= self.tasks
+
+    def hear(self, event: Mapping[str, Any]) -> str | None:
+        """Take in one event of the stream; returns a plain line that tells it, None for other jobs' events."""
+        body = event["properties"]
+        if body["jobId"].lower() != self.job_id.lower():
+            return None
+        task, node = body["id"], body["nodeInfo"]["nodeId"]
+        match event["operationName"]:
+            case "TaskStartEvent":
+                return self._started(task, node, body)
+            case "TaskCompleteEvent" if task not in self._ended:
+                return self._completed(task, body["executionInfo"])
+            case _:
+                return None
+
+    def look(self, statuses: list[dict[str, Any]]) -> list[str]:
+        """Take in the preparation and release status list; returns plain lines for what changed."""
+        lines = []
+        kinds = (
+            ("preparation", "jobPreparationTaskExecutionInfo", self.preparation),
+            ("release", "jobReleaseTaskExecutionInfo", self.release),
+        )
+        for status in statuses:
+            for name, key, known in kinds:
+                info = status.get(key)
+                if info is None:
+                    continue
+                state = info["state"] if info["state"] == "running" else str(info.get("result", "failure"))
+                if known.get(status["nodeId"]) != state:
+                    known[status["nodeId"]] = state
+                    exit_code = "" if info.get("exitCode") is None else f", exit code {info['exitCode']}"
+                    lines.append(f"{name} on {status['nodeId']}: {state}{exit_code}")
+        return lines
+
+    def _started(self, task: str, node: str, body: Mapping[str, Any]) -> str:
+        again = task in self.running
+        retry = int(body["executionInfo"]["retryCount"])
+        self.running[task] = int(body["requiredSlots"])
+        if retry > 0:
+            self.retried += 1
+            return f"{task}: retry {retry} on {node}"
+        return f"{task}: {'started again' if again else 'started'} on {node}"
+
+    def _completed(self, task: str, info: Mapping[str, Any]) -> str:
+        self._ended.add(task)
+        self.running.pop(task, None)
+        self.done += 1
+        if info["result"].lower() == "success":
+            return f"{task}: succeeded"
+        self.failed += 1
+        code = info.get("exitCode")
+        why = info["schedulingError"]["code"] if code is None else f"exit code {code}"
+        return f"{task}: failed, {why}"
