@@ -62,7 +62,12 @@ MIGRATIONS: Sequence[str] = (
         boundary TEXT,
         ending INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID;
-    CREATE TABLE removals (id INTEGER PRIMARY KEY, message TEXT NOT NULL);
+    CREATE TABLE removals (
+        id INTEGER PRIMARY KEY,
+        job_id TEXT NOT NULL,
+        attempt_ids TEXT NOT NULL,
+        whole_job INTEGER NOT NULL
+    );
     """,
 )
 """Numbered from 1: `PRAGMA user_version` says how many have been applied. Never edit one that was released."""

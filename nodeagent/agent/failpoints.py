@@ -16,6 +16,7 @@ NAMES = (
     "after_post_before_ack",
     "after_ack_commit",
     "after_move_aside",
+    "after_bin",
     "mid_migration",
 )
 """Every point of the agent, in the order in which an attempt meets them."""

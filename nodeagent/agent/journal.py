@@ -5,7 +5,7 @@ They run in the writer thread, inside a transaction of `database.Database`.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,6 @@ from nodeagent.model.protocol import (
     Outcome,
     Registered,
     RemoveFiles,
-    Report,
     StopReason,
     Transition,
 )
@@ -65,6 +64,16 @@ class Execution:
     number: int
     job_id: str
     task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A wish of the service: the files of these attempts go; of the whole job, if nothing else of it is here."""
+
+    number: int
+    job_id: str
+    attempt_ids: tuple[str, ...]
+    whole_job: bool
 
 
 def cursor(connection: sqlite3.Connection) -> int:
@@ -201,11 +210,6 @@ def executions_of_job(connection: sqlite3.Connection, job_id: str) -> list[Execu
     return _executions(connection, "job_id = ?", (job_id,))
 
 
-def executions_of_attempt(connection: sqlite3.Connection, attempt_id: str) -> list[Execution]:
-    """Return the executions of one attempt, the latest first."""
-    return _executions(connection, "attempt_id = ?", (attempt_id,))
-
-
 def all_executions(connection: sqlite3.Connection) -> list[Execution]:
     """Return every execution that this node knows."""
     return _executions(connection, "1", ())
@@ -213,7 +217,7 @@ def all_executions(connection: sqlite3.Connection) -> list[Execution]:
 
 def _executions(connection: sqlite3.Connection, where: str, parameters: tuple[str, ...]) -> list[Execution]:
     rows = connection.execute(
-        f"SELECT attempt_id, execution, number, job_id, task_id FROM attempts WHERE {where} ORDER BY number DESC",  # noqa: S608 - the conditions are the four above
+        f"SELECT attempt_id, execution, number, job_id, task_id FROM attempts WHERE {where} ORDER BY number DESC",  # noqa: S608 - the conditions are the three above
         parameters,
     )
     return [
@@ -221,14 +225,6 @@ def _executions(connection: sqlite3.Connection, where: str, parameters: tuple[st
         for attempt_id, last, number, job_id, task_id in rows
         for execution in range(last, -1, -1)
     ]
-
-
-def delete_attempts(connection: sqlite3.Connection, attempt_ids: Iterable[str]) -> None:
-    """Forget attempts: their rows and journals."""
-    for attempt_id in attempt_ids:
-        connection.execute("DELETE FROM attempts WHERE attempt_id = ?", (attempt_id,))
-        connection.execute("DELETE FROM outbox WHERE attempt_id = ?", (attempt_id,))
-        connection.execute("DELETE FROM journal WHERE attempt_id = ?", (attempt_id,))
 
 
 def note(
@@ -241,9 +237,9 @@ def note(
     )
 
 
-def add_report(connection: sqlite3.Connection, report: Report, text: str) -> None:
-    """Put a report into the outbox; `text` is its JSON."""
-    connection.execute("INSERT INTO outbox VALUES (?, ?, ?)", (report.attempt_id, report.seq, text))
+def add_report(connection: sqlite3.Connection, row: OutboxRow) -> None:
+    """Put a report into the outbox."""
+    connection.execute("INSERT INTO outbox VALUES (?, ?, ?)", (row.attempt_id, row.seq, row.report))
 
 
 def outbox(connection: sqlite3.Connection) -> list[OutboxRow]:
@@ -288,17 +284,37 @@ def delete_session(connection: sqlite3.Connection, job_id: str) -> None:
     connection.execute("DELETE FROM job_sessions WHERE job_id = ?", (job_id,))
 
 
-def add_removal(connection: sqlite3.Connection, message: RemoveFiles) -> int:
-    """Note that files are to be removed, and return the note's number."""
-    return int(connection.execute("INSERT INTO removals (message) VALUES (?)", (message.to_json(),)).lastrowid or 0)
+def add_removal(connection: sqlite3.Connection, message: RemoveFiles) -> Removal:
+    """Note that files are to be removed: those of the named attempts, or of all that the job has here by now."""
+    ids = message.attempt_ids
+    if not ids:
+        rows = connection.execute("SELECT attempt_id FROM attempts WHERE job_id = ?", (message.job_id,))
+        ids = tuple(attempt_id for (attempt_id,) in rows)
+    cursor = connection.execute(
+        "INSERT INTO removals (job_id, attempt_ids, whole_job) VALUES (?, ?, ?)",
+        (message.job_id, json.dumps(ids), not message.attempt_ids),
+    )
+    return Removal(int(cursor.lastrowid or 0), message.job_id, ids, not message.attempt_ids)
 
 
-def removals(connection: sqlite3.Connection) -> list[tuple[int, RemoveFiles]]:
+def removals(connection: sqlite3.Connection) -> list[Removal]:
     """Return the removals that are not done, oldest first."""
-    rows = connection.execute("SELECT id, message FROM removals ORDER BY id")
-    return [(number, RemoveFiles.from_json(text)) for number, text in rows]
+    rows = connection.execute("SELECT id, job_id, attempt_ids, whole_job FROM removals ORDER BY id")
+    return [Removal(number, job_id, tuple(json.loads(ids)), bool(whole)) for number, job_id, ids, whole in rows]
 
 
-def delete_removal(connection: sqlite3.Connection, number: int) -> None:
-    """Forget a removal: it is done."""
-    connection.execute("DELETE FROM removals WHERE id = ?", (number,))
+def executions_to_remove(connection: sqlite3.Connection, removal: Removal) -> tuple[list[Execution], list[Execution]]:
+    """Return the executions of a removal, and the other ones of its job: came later, or not to be removed."""
+    mine: list[Execution] = []
+    others: list[Execution] = []
+    for execution in executions_of_job(connection, removal.job_id):
+        (mine if execution.attempt_id in removal.attempt_ids else others).append(execution)
+    return mine, others
+
+
+def removal_done(connection: sqlite3.Connection, removal: Removal) -> None:
+    """Forget a removal and its attempts: rows, reports, journals."""
+    for attempt_id in removal.attempt_ids:
+        for table in ("attempts", "outbox", "journal"):
+            connection.execute(f"DELETE FROM {table} WHERE attempt_id = ?", (attempt_id,))  # noqa: S608 - three constants
+    connection.execute("DELETE FROM removals WHERE id = ?", (removal.number,))

@@ -6,7 +6,7 @@ answered. Fenced and refused agents end by FencedError and RefusedError.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -85,13 +85,15 @@ class ServiceClient:
             return _parse(name, answer, content)
         raise _refusal(name, response, content)
 
-    async def insist(self, name: str, body: str, answer: type[Answer], *, extra_seconds: float = 0) -> Answer:
-        """Make the call again and again until it is answered. Raises what `call` raises but Unavailable."""
+    async def insist(
+        self, name: str, body: Callable[[], str], answer: type[Answer], *, extra_seconds: float = 0
+    ) -> Answer:
+        """Make the call, each time with a fresh body, until it is answered. Raises what `call` does but Unavailable."""
         pause, silent_until, down_since = FIRST_PAUSE, 0.0, None
         clock = asyncio.get_running_loop().time
         while True:
             try:
-                result = await self.call(name, body, answer, extra_seconds=extra_seconds)
+                result = await self.call(name, body(), answer, extra_seconds=extra_seconds)
             except Unavailable as unavailable:
                 down_since = down_since or clock()
                 if clock() >= silent_until:

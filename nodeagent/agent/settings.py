@@ -12,10 +12,10 @@ from nodeagent.model.values import BatchId
 class AgentSettings(BaseModel):
     """The settings of one agent. Paths are made absolute by the agent; durations are seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    service: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+(/.*)?$")] = "http://127.0.0.1:10000"
-    """URL of the service that gives this node its work, e.g. `http://10.0.0.5:10000`."""
+    service: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+(/.*)?$")] = "http://127.0.0.1:8190"
+    """URL of the service that gives this node its work, e.g. `http://10.0.0.5:8190`."""
     node_key_file: Path | None = None
     """File with the key that nodes show to the service (one line); required unless `node_key` is given."""
     node_key: SecretStr | None = None

@@ -377,10 +377,9 @@ Effect = Send | AwaitPreparation | TransferIn | PullImage | Launch | Look | Stop
 Stepped = tuple[Attempt, tuple[Effect, ...]]
 
 
-def accept(assignment: Assignment, now: datetime) -> Stepped:
-    """Return the attempt that an assignment begins, after its first step."""
-    attempt = Attempt(assignment.attempt_id, plan_of(assignment), retry_count=assignment.retry_count)
-    return step(attempt, Accepted(), now)
+def new_attempt(assignment: Assignment) -> Attempt:
+    """Return the attempt that an assignment begins; its first event is `Accepted`."""
+    return Attempt(assignment.attempt_id, plan_of(assignment), retry_count=assignment.retry_count)
 
 
 def step(attempt: Attempt, event: Event, now: datetime) -> Stepped:

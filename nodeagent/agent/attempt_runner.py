@@ -1,0 +1,377 @@
+"""The one owner of an attempt: feeds `rules.attempt.step`, commits, and only then performs the effects.
+
+State, journal and reports of a step go into one transaction. The runner's own state is ahead of the disk while a
+commit is under way; writes are committed in the order of their asking, so no effect is ever performed before
+everything that led to it is stored.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from nodeagent.agent import failpoints, journal
+from nodeagent.agent.attempts import Attempts
+from nodeagent.agent.database import Database
+from nodeagent.agent.directories import Directories
+from nodeagent.agent.endings import event_of
+from nodeagent.agent.job_sessions import JobSessions
+from nodeagent.agent.launch_spec import launch_spec
+from nodeagent.agent.reporter import Reporter
+from nodeagent.boundary.base import BoundaryError, BoundaryProvider
+from nodeagent.model.enums import ErrorCategory
+from nodeagent.model.failure import FailureInfo
+from nodeagent.model.protocol import Assignment, AttemptKind, Sweep, Transition
+from nodeagent.model.times import utc_now
+from nodeagent.rules import attempt as rules
+from nodeagent.rules.attempt import Attempt
+from nodeagent.rules.command_line import CommandLineError
+from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
+from nodeagent.rules.failures import command_refused, directory_failure
+from nodeagent.runtime import base as runtime_base
+from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime
+from nodeagent.shim import records
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all runners of a node share."""
+
+    database: Database
+    runtime: Runtime
+    boundaries: BoundaryProvider
+    directories: Directories
+    sessions: JobSessions
+    reporter: Reporter
+    attempts: Attempts
+    tasks: asyncio.TaskGroup
+    node: Callable[[], NodeFacts]
+    records: Path
+    """Where the records of executions lie: `state_dir/attempts`."""
+    grace_seconds: float
+    durability: Literal["process", "power"]
+    now: Callable[[], datetime] = utc_now
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step: what is to be stored, and what is to be done once it is."""
+
+    before: Attempt
+    after: Attempt
+    event: str
+    at: datetime
+    effects: tuple[rules.Effect, ...]
+    rows: tuple[journal.OutboxRow, ...] = field(default=())
+    detail: str | None = None
+
+    @property
+    def silenced(self) -> bool:
+        """From this step on nothing is reported of the attempt."""
+        return self.after.muted and not self.before.muted
+
+    def save(self, connection: sqlite3.Connection) -> None:
+        """Store the attempt's new state, its journal line and its reports. Runs in the writer thread."""
+        journal.update_attempt(connection, self.after)
+        self.save_tracks(connection)
+
+    def save_tracks(self, connection: sqlite3.Connection) -> None:
+        """Store the journal line and the reports only: the attempt's row is new, and is stored by who made it."""
+        journal.note(connection, self.after.attempt_id, self.at, self.event, self.after.state, self.detail)
+        for row in self.rows:
+            journal.add_report(connection, row)
+        if self.silenced or (self.after.acknowledged and not self.before.acknowledged):
+            journal.drop_reports(connection, self.after.attempt_id)
+
+
+def change_of(before: Attempt, event: rules.Event, stepped: rules.Stepped, at: datetime) -> Change:
+    """Return the change that a step is."""
+    after, effects = stepped
+    rows = tuple(_outbox_row(effect, after) for effect in effects if isinstance(effect, rules.Send))
+    return Change(before, after, type(event).__name__, at, effects, rows, getattr(event, "detail", None))
+
+
+def _outbox_row(effect: rules.Send, after: Attempt) -> journal.OutboxRow:
+    report = effect.report
+    last = after.terminal is not None and report.seq == after.last_seq
+    return journal.OutboxRow(report.attempt_id, report.seq, report.to_json(), last)
+
+
+class AttemptRunner:
+    """Owns one attempt from its acceptance to the acknowledgement of its terminal report."""
+
+    def __init__(self, tools: Tools, attempt: Attempt, assignment: Assignment, number: int = 0) -> None:
+        self.attempt = attempt
+        self.assignment = assignment
+        self.number = number
+        """Of the first execution, among all executions of the task on this node; 0 until the attempt is stored."""
+        self.over = asyncio.Event()
+        """The terminal report is in the outbox."""
+        self.retired = asyncio.Event()
+        """The terminal report is acknowledged."""
+        self._tools = tools
+        self._driver: asyncio.Task[None] | None = None
+        self._spec_written = False
+        self._contained: dict[str, str] | None = None
+        if attempt.state in rules.OVER:
+            self.over.set()
+
+    def apply(self, event: rules.Event) -> Change:
+        """Step in memory. Whoever calls stores the change and then calls `committed` with it."""
+        at = self._tools.now()
+        before = self.attempt
+        stepped = rules.step(before, event, at)
+        self.attempt = stepped[0]
+        return change_of(before, event, stepped, at)
+
+    def committed(self, change: Change) -> None:
+        """Do what follows at once from a stored change: tell the reporter, wake who waits."""
+        if change.silenced:
+            self._tools.reporter.drop(change.after.attempt_id)
+        self._tools.reporter.add(change.rows)
+        if change.after.state in rules.OVER and not self.over.is_set():
+            self.over.set()
+        if change.after.acknowledged:
+            self._tools.attempts.retire(self)
+
+    def pursue(self, effects: Iterable[rules.Effect]) -> None:
+        """Perform the effects of an event that came from outside, or of a restart, beside whatever goes on."""
+        if self.attempt.state in rules.OVER:
+            if self._driver is not None:
+                self._driver.cancel()  # it waits for something that does not matter any more
+            return
+        todo = tuple(effect for effect in effects if not isinstance(effect, rules.Send))
+        if not todo:
+            return
+        task = self._tools.tasks.create_task(self._drive(todo))
+        if not isinstance(todo[0], rules.Stop):
+            self._driver = task
+
+    async def feed(self, event: rules.Event) -> tuple[rules.Effect, ...]:
+        """Step, store, and return what is to be done."""
+        change = self.apply(event)
+        if rules.must_commit(change.before, change.after):
+            await self._tools.database.write(change.save)
+            if change.rows:
+                failpoints.hit("after_outbox_commit")
+        self.committed(change)
+        return change.effects
+
+    async def _drive(self, effects: tuple[rules.Effect, ...]) -> None:
+        while effects:
+            event: rules.Event | None = None
+            for effect in effects:
+                if not isinstance(effect, rules.Send):
+                    event = await self._perform(effect)
+            effects = () if event is None else await self.feed(event)
+
+    async def _perform(self, effect: rules.Effect) -> rules.Event | None:  # noqa: PLR0911 - one line per kind of effect
+        match effect:
+            case rules.Launch():
+                return await self._launch()
+            case rules.Look():
+                return await self._look()
+            case rules.AwaitPreparation():
+                return await self._await_preparation()
+            case rules.SweepBoundary():
+                return await self._sweep()
+            case rules.Stop(reason):
+                if self._spec_written:
+                    await self._tools.runtime.stop(self.attempt.execution_id, reason, self._tools.grace_seconds)
+                return None
+            case rules.TransferIn():
+                return rules.PreProcessingFailed(_not_built("resource files and application packages", "Resource"))
+            case rules.PullImage():
+                return rules.PreProcessingFailed(_not_built("container images", "Container"))
+            case rules.TransferOut():
+                return rules.TransferredOut(_not_built("output files", "FileUpload"))
+            case _:
+                raise TypeError(f"{effect} is nothing that a runner performs")
+
+    # Launch, and what becomes of it.
+
+    async def _launch(self) -> rules.Event:
+        refusal = await self._prepare()
+        if refusal is not None:
+            return refusal
+        try:
+            await self._tools.runtime.launch(self.attempt.execution_id)
+        except LaunchUnknown:
+            return await self._look(relaunch=False)
+        except LaunchError as error:
+            log.error("launch failed", attempt=self.attempt.execution_id, why=str(error))  # noqa: TRY400 - expected
+            return rules.Lost(f"the node could not launch it: {error}")
+        failpoints.hit("after_launch")
+        return await self._await_end()
+
+    async def _prepare(self) -> rules.Event | None:
+        """Make directories and write the spec, or return why there is nothing to launch."""
+        if self.attempt.stop_reason is None:
+            try:
+                await self._write_spec()
+            except (CommandLineError, EnvironmentLoopError) as error:
+                return rules.PreProcessingFailed(command_refused(str(error)))
+            except BoundaryError as error:
+                return rules.Lost(f"the node could not contain it: {error}")
+            except OSError as error:
+                return rules.PreProcessingFailed(directory_failure(error.errno or 0, str(error.filename)))
+        # a stop may have come while the spec was being written
+        return None if self.attempt.stop_reason is None else self._never_launched()
+
+    def _never_launched(self) -> rules.Event:
+        return rules.Ended(at=self._tools.now(), stop_reason=self.attempt.stop_reason, sweep=Sweep())
+
+    async def _write_spec(self) -> None:
+        """Raises OSError, CommandLineError, EnvironmentLoopError, BoundaryError."""
+        tools, attempt = self._tools, self.attempt
+        node = tools.node()
+        paths = node.layout.task(self.assignment.job_id, self.assignment.task_id)
+        self._contained = await self._boundary()
+        spec = launch_spec(
+            attempt,
+            self.assignment,
+            node,
+            self._contained,
+            now=tools.now(),
+            grace_seconds=tools.grace_seconds,
+            durability=tools.durability,
+        )
+        if not tools.directories.make_task(paths):
+            tools.directories.move_aside(paths, await self._previous_number())
+            failpoints.hit("after_move_aside")
+            tools.directories.make_task(paths)
+        failpoints.hit("after_directories")
+        directory = self._records()
+        with suppress(FileExistsError):
+            os.mkdir(directory, 0o700)  # noqa: PTH102 - on the path of every task
+        records.write(directory, spec, durable=tools.durability == "power")
+        self._spec_written = True
+        failpoints.hit("after_spec")
+
+    async def _boundary(self) -> dict[str, str]:
+        name = self.attempt.execution_id
+        if self.attempt.plan.kind is AttemptKind.JOB_PREPARATION:
+            session = await self._tools.sessions.boundary(self.assignment.job_id)
+            return self._tools.boundaries.create(name, session)
+        return self._tools.boundaries.create(name)
+
+    async def _previous_number(self) -> int | None:
+        """Number of the latest execution of the task, before this one, that has made its directory."""
+        job_id, task_id = self.assignment.job_id, self.assignment.task_id
+        rows = await self._tools.database.write(lambda db: journal.executions_of_task(db, job_id, task_id))
+        mine = self.number + self.attempt.execution
+        for row in rows:
+            made = (self._tools.records / rules.execution_id(row.attempt_id, row.execution)).exists()
+            if row.number < mine and made:
+                return row.number
+        return None
+
+    async def _await_end(self) -> rules.Event:
+        for effect in await self.feed(rules.Launched()):
+            await self._perform(effect)
+        return await self._end(await self._tools.runtime.wait(self.attempt.execution_id))
+
+    async def _end(self, seen: runtime_base.Ended | runtime_base.Lost) -> rules.Event:
+        failpoints.hit("after_exit")
+        while isinstance(seen, runtime_base.Lost) and seen.remaining:
+            log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
+            seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
+        node = self._tools.node()
+        paths = node.layout.task(self.assignment.job_id, self.assignment.task_id)
+        event = event_of(seen, paths.stderr, node.user_name)
+        clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
+        if clean and not self.attempt.plan.node_bound:
+            self._remove_boundary()
+        return event
+
+    async def _look(self, *, relaunch: bool = True) -> rules.Event:
+        """Find out what became of the execution. Only what no shim ever took is launched, after a restart."""
+        runtime, name = self._tools.runtime, self.attempt.execution_id
+        if not records.exists(self._records(), records.Spec.FILE):
+            return await self._launch()
+        self._spec_written = True
+        match runtime.look(name):
+            case runtime_base.Running():
+                await runtime.adopt(name)
+                return await self._await_end()
+            case runtime_base.NeverStarted() if relaunch:
+                return await self._launch()
+            case runtime_base.Ended() as seen:
+                return await self._end(seen)
+            case _:
+                return await self._end(await runtime.resolve_lost(name))
+
+    async def _sweep(self) -> rules.Event:
+        boundary = self._boundary_made()
+        if boundary is None:
+            return rules.Swept(Sweep())
+        result = await self._tools.boundaries.sweep(boundary)
+        if result.remaining:
+            log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=result.remaining)
+        else:
+            self._remove_boundary()
+        return rules.Swept(Sweep(killed=result.killed, remaining=result.remaining))
+
+    def _remove_boundary(self) -> None:
+        boundary = self._boundary_made()
+        self._contained = None
+        if boundary is None:
+            return
+        try:
+            self._tools.boundaries.remove(boundary)
+        except BoundaryError as error:
+            log.warning("boundary not removed", attempt=self.attempt.execution_id, why=str(error))
+
+    def _boundary_made(self) -> dict[str, str] | None:
+        if self._contained is None:
+            spec = records.read(self._records(), records.Spec)
+            self._contained = None if spec is None else dict(spec.boundary)
+        return self._contained
+
+    def _records(self) -> str:
+        return f"{self._tools.records}/{self.attempt.execution_id}"
+
+    # The preparation that is waited for.
+
+    async def _await_preparation(self) -> rules.Event:
+        gate = self.assignment.preparation
+        if gate is None:
+            return rules.PreparationSucceeded()
+        runner = self._tools.attempts.get(gate.attempt_id)
+        if runner is not None:
+            await runner.over.wait()
+            return _gate(runner.attempt)
+        row = await self._tools.database.write(lambda db: journal.attempt(db, gate.attempt_id))
+        return _gate(None if row is None else row.attempt)
+
+
+def _gate(preparation: Attempt | None) -> rules.Event:
+    if preparation is None:
+        return rules.PreparationUnknown("the preparation attempt that it waits for is not known on this node")
+    if preparation.succeeded:
+        return rules.PreparationSucceeded()
+    if preparation.terminal is Transition.COMPLETED:
+        return rules.PreparationFailed("the job preparation task failed on this node")
+    return rules.PreparationUnknown("the outcome of the job preparation task is not known")
+
+
+def _not_built(what: str, family: str) -> FailureInfo:
+    """The service refuses such work by name; an agent that is older than its service says so too."""
+    return FailureInfo(
+        category=ErrorCategory.SERVER_ERROR,
+        code={
+            "Resource": "BlobDownloadMiscError",
+            "Container": "ContainerMiscError",
+            "FileUpload": "FileUploadMiscError",
+        }[family],
+        message=f"This version of the node's agent does not handle {what}",
+    )

@@ -1,0 +1,68 @@
+"""What the service's answers mean for attempts: acknowledged, disowned, registered; stored before it has effect."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+
+import structlog
+
+from nodeagent.agent import failpoints, journal
+from nodeagent.agent.attempt_runner import AttemptRunner, Change
+from nodeagent.agent.attempts import Attempts
+from nodeagent.agent.database import Database
+from nodeagent.agent.introduction import Introduction
+from nodeagent.model.protocol import Registered
+from nodeagent.rules.attempt import Acknowledged, Disowned, Event
+
+log = structlog.get_logger(__name__)
+
+
+class Correspondence:
+    """Applies answers to the attempts that they are about."""
+
+    def __init__(
+        self, database: Database, attempts: Attempts, introduction: Introduction, tasks: asyncio.TaskGroup
+    ) -> None:
+        self._database = database
+        self._attempts = attempts
+        self._introduction = introduction
+        self._tasks = tasks
+
+    def acknowledged(self, attempt_ids: Sequence[str]) -> None:
+        """The service has the terminal reports of these attempts."""
+        failpoint = "after_ack_commit"
+        self._tasks.create_task(self._store(self._apply(attempt_ids, Acknowledged()), failpoint))
+
+    def disowned(self, attempt_ids: Sequence[str]) -> None:
+        """The service does not know these attempts or has given them up: stop them, report nothing."""
+        changes = self._apply(attempt_ids, Disowned())
+        for _, change in changes:
+            log.warning("attempt disowned by the service", attempt=change.after.attempt_id, state=change.before.state)
+        self._tasks.create_task(self._store(changes))
+
+    async def registered(self, answer: Registered) -> None:
+        """The service has registered this node."""
+        self._introduction.learn(answer)
+        await self._database.write(lambda db: journal.set_registered(db, answer))
+        if answer.unknown_attempts:
+            self.disowned(answer.unknown_attempts)
+
+    def _apply(self, attempt_ids: Sequence[str], event: Event) -> list[tuple[AttemptRunner, Change]]:
+        runners = [runner for attempt_id in attempt_ids if (runner := self._attempts.get(attempt_id)) is not None]
+        changes = [(runner, runner.apply(event)) for runner in runners]
+        return [(runner, change) for runner, change in changes if change.after != change.before]
+
+    async def _store(self, changes: Sequence[tuple[AttemptRunner, Change]], failpoint: str | None = None) -> None:
+        if not changes:
+            return
+
+        def save(connection: sqlite3.Connection) -> None:
+            for _, change in changes:
+                change.save(connection)
+
+        await self._database.write(save)
+        if failpoint is not None:
+            failpoints.hit(failpoint)
+        for runner, change in changes:
+            runner.committed(change)
+            runner.pursue(change.effects)

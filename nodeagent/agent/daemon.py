@@ -1,0 +1,233 @@
+"""The agent as a whole: who it is, what it finds, whom it talks to, and how it ends (design.md §5, §6).
+
+Ending the agent is not a drain: tasks run on under their shims, and the next life takes them over.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+
+import structlog
+
+from nodeagent.agent import recovery, sd_notify
+from nodeagent.agent.assignments import Assignments
+from nodeagent.agent.attempt_runner import Tools
+from nodeagent.agent.attempts import Attempts
+from nodeagent.agent.correspondence import Correspondence
+from nodeagent.agent.database import Database
+from nodeagent.agent.directories import Directories
+from nodeagent.agent.errors import AgentError, UnwritableError
+from nodeagent.agent.file_server import FileServer
+from nodeagent.agent.heartbeat import beat
+from nodeagent.agent.identity import Identity, StateDirectory
+from nodeagent.agent.introduction import Introduction
+from nodeagent.agent.job_sessions import JobSessions
+from nodeagent.agent.membership import Membership
+from nodeagent.agent.removal import Removals
+from nodeagent.agent.reporter import Reporter
+from nodeagent.agent.service_client import ServiceClient
+from nodeagent.agent.settings import AgentSettings
+from nodeagent.boundary import probe
+from nodeagent.boundary.base import BoundaryError, BoundaryProvider
+from nodeagent.model.protocol import Heartbeat, HostStatistics
+from nodeagent.rules.layout import NodeLayout
+from nodeagent.runtime.base import Runtime
+from nodeagent.runtime.process import ProcessRuntime
+from nodeagent.runtime.zero import ZeroRuntime
+
+log = structlog.get_logger(__name__)
+
+READY_SECONDS = 5.0
+"""How long the service manager waits for the first registration; a service that is down must not fail the unit."""
+
+CLOSE_SECONDS = 2.0
+"""How long idle shims may take to go when the agent ends, before their boundary is left where it is."""
+
+
+class _StopAsked(Exception):  # noqa: N818 - how a signal ends the task group
+    """SIGTERM or SIGINT."""
+
+
+async def run_agent(
+    settings: AgentSettings, stop: asyncio.Event | None = None, *, runtime: Runtime | None = None
+) -> int:
+    """Live as the agent of one node until SIGTERM, SIGINT or `stop`; return the exit status.
+
+    What keeps the agent from starting or going on is written to standard error in one line; tasks run on. `runtime`
+    is used instead of the one that the settings name: a test's, or one that somebody else brings.
+    """
+    stop = stop or asyncio.Event()
+    status = 0
+    try:
+        with StateDirectory(settings.state_dir) as state, _stopped_by_signals(stop):
+            await _live(settings, state, stop, runtime)
+    except* AgentError as group:
+        error = _first(group)
+        sys.stderr.write(f"nodeagent: {error}\n")
+        status = error.exit_status
+    except* _StopAsked:
+        log.info("agent stopped; tasks run on")
+    return status
+
+
+def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+class _stopped_by_signals:  # noqa: N801 - a context, used like a function
+    """SIGTERM and SIGINT set the event while the context is open."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in self._SIGNALS:
+            loop.add_signal_handler(number, self._stop.set)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in self._SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Event, given: Runtime | None) -> None:
+    """One life: from the epoch to the end of all tasks of this process."""
+    key = _node_key(settings)
+    layout = NodeLayout(settings.root.absolute())
+    directories = Directories(layout)
+    directories.make_node()
+    identity = state.begin_life(settings.node)
+    log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path))
+    if os.geteuid() == 0:
+        log.warning("the agent is root, and tasks run as root: this version makes no accounts for them")
+    files = FileServer(layout, settings.file_server_host, settings.file_server_port, settings.advertise_host)
+    client = ServiceClient(
+        settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
+    )
+    attempts = Attempts()
+    async with (
+        _opened_database(state) as database,
+        _opened_runtime(settings, state, attempts, given) as (runtime, boundaries),
+        files.serving() as address,
+        client.connected(),
+        asyncio.TaskGroup() as tasks,
+    ):
+        stored = await database.write(recovery.load)
+        introduction = Introduction(settings, identity, layout, address, stored.registered)
+        correspondence = Correspondence(database, attempts, introduction, tasks)
+        reporter = Reporter(_head(identity), correspondence.acknowledged, correspondence.disowned)
+        sessions = JobSessions(database, boundaries, attempts)
+        tools = Tools(
+            database=database,
+            runtime=runtime,
+            boundaries=boundaries,
+            directories=directories,
+            sessions=sessions,
+            reporter=reporter,
+            attempts=attempts,
+            tasks=tasks,
+            node=lambda: introduction.facts,
+            records=state.attempts,
+            grace_seconds=settings.grace_seconds,
+            durability=settings.durability,
+        )
+        removals = Removals(database, attempts, directories, state.attempts, tasks)
+        assignments = Assignments(tools, removals, stored.cursor)
+        await recovery.recover(tools, stored, removals, state)
+        membership = Membership(
+            client, lambda: introduction.register(assignments.cursor, attempts.ids()), correspondence.registered
+        )
+
+        def heartbeat(host: HostStatistics) -> Heartbeat:
+            return Heartbeat(
+                node_id=identity.node_id,
+                epoch=identity.epoch,
+                cursor=assignments.cursor,
+                live_attempts=attempts.ids(),
+                host=host,
+            )
+
+        registration = tasks.create_task(membership.register())
+        tasks.create_task(reporter.run(membership))
+        tasks.create_task(assignments.run(membership, identity.node_id, identity.epoch, settings.poll_seconds))
+        tasks.create_task(
+            beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned)
+        )
+        tasks.create_task(_tell_service_manager(registration))
+        await stop.wait()
+        sd_notify.notify("STOPPING=1")
+        raise _StopAsked
+
+
+def _head(identity: Identity) -> str:
+    return f'"nodeId":"{identity.node_id}","epoch":{identity.epoch}'  # an id has no character that JSON would escape
+
+
+async def _tell_service_manager(registration: "asyncio.Task[None]") -> None:
+    await asyncio.wait((registration,), timeout=READY_SECONDS)
+    sd_notify.notify("READY=1")
+    seconds = sd_notify.watchdog_seconds()
+    while seconds is not None:
+        sd_notify.notify("WATCHDOG=1")
+        await asyncio.sleep(seconds)
+
+
+def _node_key(settings: AgentSettings) -> str:
+    if settings.node_key is not None:
+        return settings.node_key.get_secret_value()
+    path = settings.node_key_file
+    try:
+        key = path.read_text().strip() if path is not None else ""
+    except OSError as error:
+        raise UnwritableError(f"the node key cannot be read from {path}: {error.strerror}") from error
+    if not key:
+        raise UnwritableError(f"the node key file {path} is empty")
+    return key
+
+
+@asynccontextmanager
+async def _opened_database(state: StateDirectory) -> AsyncIterator[Database]:
+    database = Database(state.database)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _opened_runtime(
+    settings: AgentSettings, state: StateDirectory, attempts: Attempts, given: Runtime | None
+) -> AsyncIterator[tuple[Runtime, BoundaryProvider]]:
+    parent = None if settings.cgroup_parent is None else Path(settings.cgroup_parent)
+    choice = await asyncio.to_thread(probe.choose, boundary_root(settings.node, state.path), settings.boundary, parent)
+    log.info("boundary chosen", kind=choice.provider.kind, passed_over=list(choice.passed_over))
+    runtime = given or _runtime(settings, state)
+    await runtime.open()
+    try:
+        yield runtime, choice.provider
+    finally:
+        await runtime.close()
+        if not len(attempts):
+            with suppress(BoundaryError):  # what a job's preparation left running goes on in it
+                await choice.provider.close(CLOSE_SECONDS)
+
+
+def _runtime(settings: AgentSettings, state: StateDirectory) -> Runtime:
+    if settings.runtime == "zero":
+        return ZeroRuntime(state.path)
+    return ProcessRuntime(state.path, warm=settings.slots)
+
+
+def boundary_root(node_id: str, state_dir: Path) -> str:
+    """Return the name of the node's boundaries: the same in each life, another one for each agent of a machine."""
+    return f"nodeagent-{node_id}-{sha256(str(state_dir).encode()).hexdigest()[:8]}"

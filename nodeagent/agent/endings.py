@@ -1,0 +1,79 @@
+"""From the records of the shim to the event of the attempt's state machine: what the kernel said, nothing invented."""
+
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nodeagent.model.failure import FailureInfo
+from nodeagent.model.protocol import Statistics, StopReason, Sweep
+from nodeagent.rules.attempt import Ended, Lost
+from nodeagent.rules.failures import STDERR_TAIL_BYTES, launch_failure
+from nodeagent.runtime import base as runtime
+from nodeagent.shim.records import ExecError, ExitRecord
+
+_BLOCK_BYTES = 512
+"""The unit in which the kernel counts blocks of rusage, whatever the file system."""
+
+
+def event_of(seen: runtime.Ended | runtime.Lost, stderr: Path, user: str) -> Ended | Lost:
+    """Return what happened. The last bytes of stderr are read only if the execution failed."""
+    if isinstance(seen, runtime.Lost):
+        return Lost(seen.detail)
+    record = seen.exit
+    if record.never_started and record.stop_reason is None:
+        return Lost("no shim took the attempt: nothing was executed")
+    exit_code = -record.signal if record.signal is not None else record.exit_code
+    failed = record.stop_reason is not None or exit_code not in (0, None)
+    return Ended(
+        at=datetime.fromtimestamp(record.ended_at, UTC),
+        exit_code=exit_code,
+        failure=None if record.exec_error is None else _exec_failure(record.exec_error, user),
+        stop_reason=None if record.stop_reason is None else StopReason(record.stop_reason),
+        statistics=_statistics(record),
+        sweep=_sweep(seen),
+        stderr_tail=tail(stderr) if failed else None,
+    )
+
+
+def _sweep(seen: runtime.Ended) -> Sweep | None:
+    if seen.exit.never_started:
+        return Sweep()
+    return None if seen.swept is None else Sweep(killed=seen.swept.killed, remaining=seen.swept.remaining)
+
+
+def _exec_failure(error: ExecError, user: str) -> FailureInfo:
+    return launch_failure(error.errno, path=error.path, cwd=error.cwd, user=user, hint=error.hint or None)
+
+
+def _statistics(record: ExitRecord) -> Statistics | None:
+    if record.usage is None or record.started_at is None:
+        return None
+    return Statistics(
+        wall_clock_seconds=max(0.0, record.ended_at - record.started_at),
+        user_cpu_seconds=record.usage.user_seconds,
+        kernel_cpu_seconds=record.usage.system_seconds,
+        peak_memory_bytes=record.usage.max_rss_kib * 1024,
+        read_bytes=record.usage.read_blocks * _BLOCK_BYTES,
+        write_bytes=record.usage.written_blocks * _BLOCK_BYTES,
+    )
+
+
+def tail(path: Path) -> str | None:
+    """Return the last 4 KiB of a regular file as text, None if there is no such file or nothing in it.
+
+    The file is the task's own: it may have put anything in its place, so links are not followed and pipes not
+    waited for.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        data = os.pread(file, STDERR_TAIL_BYTES, max(0, found.st_size - STDERR_TAIL_BYTES))
+    finally:
+        os.close(file)
+    return data.decode(errors="replace").replace("\0", "\ufffd").strip() or None

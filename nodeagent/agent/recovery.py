@@ -1,0 +1,102 @@
+"""What a new life of the agent finds, and takes over (design.md §6): the start after a stop, a kill, or a reboot.
+
+Every attempt that is owed to the service gets its runner back, and the effects that its state asks for: records tell
+whether its shim holds it, it has ended, or nobody knows. Records without an attempt are swept and put into quarantine.
+Doing all this twice changes nothing.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from nodeagent.agent import journal
+from nodeagent.agent.attempt_runner import AttemptRunner, Tools
+from nodeagent.agent.identity import StateDirectory
+from nodeagent.agent.removal import Removals
+from nodeagent.model.protocol import Registered
+from nodeagent.rules.attempt import execution_id, resume
+from nodeagent.runtime.base import Running, Runtime, RuntimeFailure
+from nodeagent.shim import records
+from nodeagent.shim.records import RecordError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What agent.db holds of former lives."""
+
+    cursor: int
+    registered: Registered | None
+    attempts: Sequence[journal.AttemptRow]
+    outbox: Sequence[journal.OutboxRow]
+    sessions: Sequence[journal.SessionRow]
+    removals: Sequence[journal.Removal]
+    executions: frozenset[str]
+
+
+def load(connection: sqlite3.Connection) -> Stored:
+    """Read it all. Runs in the database's thread."""
+    return Stored(
+        cursor=journal.cursor(connection),
+        registered=journal.registered(connection),
+        attempts=journal.owed_attempts(connection),
+        outbox=journal.outbox(connection),
+        sessions=journal.sessions(connection),
+        removals=journal.removals(connection),
+        executions=frozenset(execution_id(row.attempt_id, row.execution) for row in journal.all_executions(connection)),
+    )
+
+
+async def recover(tools: Tools, stored: Stored, removals: Removals, state: StateDirectory) -> None:
+    """Take over what is stored, and begin what it asks for. The runtime is open."""
+    await _sweep_orphans(tools.runtime, stored.executions, state)
+    ending = tools.sessions.load(stored.sessions)
+    runners = [AttemptRunner(tools, row.attempt, row.assignment, row.number) for row in stored.attempts]
+    for runner in runners:
+        tools.attempts.add(runner)
+    tools.reporter.add(stored.outbox)
+    for runner in runners:
+        runner.pursue(resume(runner.attempt))
+    for removal in stored.removals:
+        removals.begin(removal)
+    for job_id in ending:
+        tools.tasks.create_task(tools.sessions.end(job_id))
+    tools.tasks.create_task(removals.empty_bin())
+    log.info("recovered", attempts=len(runners), reports=len(stored.outbox), sessions=len(stored.sessions))
+
+
+async def _sweep_orphans(runtime: Runtime, known: frozenset[str], state: StateDirectory) -> None:
+    """End and put aside executions that agent.db does not know: it was restored, or the directory is not ours."""
+    names = await asyncio.to_thread(lambda: [path.name for path in state.attempts.iterdir() if path.is_dir()])
+    for name in names:
+        if name not in known:
+            await _sweep_orphan(runtime, state, name)
+
+
+async def _sweep_orphan(runtime: Runtime, state: StateDirectory, name: str) -> None:
+    try:
+        if records.exists(str(state.attempts / name), records.Spec.FILE):
+            if isinstance(runtime.look(name), Running):
+                await runtime.stop(name, "superseded", 0)
+            await runtime.wait(name)
+    except (RuntimeFailure, RecordError) as error:
+        # not even these records can be trusted; what may still run of it is for a person to end
+        log.error("orphan not swept", execution=name, why=str(error))  # noqa: TRY400 - expected, and said in one line
+    state.quarantine.mkdir(mode=0o700, exist_ok=True)
+    target = _free(state.quarantine / name)
+    (state.attempts / name).rename(target)
+    log.warning("orphan in quarantine", execution=name, path=str(target))
+
+
+def _free(path: Path) -> Path:
+    number = 0
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free

@@ -1,0 +1,111 @@
+"""The outbox's way to the service: batches, per attempt in order, resent until acknowledged (docs/node-protocol.md).
+
+Reports come here after they were committed. The reports of an attempt are kept until its terminal one is
+acknowledged, so that a gap at the service can be filled.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from nodeagent.agent import failpoints
+from nodeagent.agent.journal import OutboxRow
+from nodeagent.agent.membership import Membership
+from nodeagent.agent.service_client import TooLarge
+from nodeagent.model.protocol import ReportResult, ReportsAnswer, ReportStatus
+
+log = structlog.get_logger(__name__)
+
+BATCH = 500
+
+
+class Reporter:
+    """Sends what is in the outbox. One request at a time: what arrives meanwhile goes with the next."""
+
+    def __init__(
+        self,
+        head: str,
+        acknowledged: Callable[[Sequence[str]], None],
+        disowned: Callable[[Sequence[str]], None],
+    ) -> None:
+        """`head` is what each body begins with: node id and epoch as JSON members, without braces."""
+        self._head = head
+        self._acknowledged = acknowledged
+        self._disowned = disowned
+        self._streams: dict[str, list[OutboxRow]] = {}
+        self._queue: deque[OutboxRow] = deque()
+        self._waiting = asyncio.Event()
+        self._batch = BATCH
+
+    def add(self, rows: Iterable[OutboxRow]) -> None:
+        """Send these reports; they are in the outbox."""
+        for row in rows:
+            self._streams.setdefault(row.attempt_id, []).append(row)
+            self._queue.append(row)
+            self._waiting.set()
+
+    def drop(self, attempt_id: str) -> None:
+        """Send nothing more of this attempt."""
+        if self._streams.pop(attempt_id, None) is not None:
+            self._queue = deque(row for row in self._queue if row.attempt_id != attempt_id)
+
+    async def run(self, membership: Membership) -> None:
+        """Send for ever."""
+        while True:
+            await self._waiting.wait()
+            batch = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
+            if not self._queue:
+                self._waiting.clear()
+            if batch:
+                await self._send(membership, batch)
+
+    async def _send(self, membership: Membership, batch: Sequence[OutboxRow]) -> None:
+        body = f'{{{self._head},"reports":[{",".join(row.report for row in batch)}]}}'
+        failpoints.hit("before_post")
+        try:
+            answer = await membership.insist("reports", lambda: body, ReportsAnswer)
+        except TooLarge:
+            if len(batch) == 1:
+                raise
+            self._batch = max(1, len(batch) // 2)
+            self._again(batch)
+            return
+        failpoints.hit("after_post_before_ack")
+        self._settle(batch, answer.results)
+
+    def _settle(self, batch: Sequence[OutboxRow], results: Sequence[ReportResult]) -> None:
+        sent = {(row.attempt_id, row.seq): row for row in batch}
+        done: list[str] = []
+        unknown: dict[str, None] = {}
+        gaps: dict[str, int] = {}
+        for result in results:
+            row = sent.pop((result.attempt_id, result.seq), None)
+            if row is None or row.attempt_id not in self._streams:
+                continue
+            if result.status is ReportStatus.UNKNOWN:
+                unknown[row.attempt_id] = None
+            elif result.status is ReportStatus.GAP:
+                gaps.setdefault(row.attempt_id, result.expected or 1)
+            elif row.terminal:
+                done.append(row.attempt_id)
+                del self._streams[row.attempt_id]
+        self._again(tuple(sent.values()))  # an answer that says nothing about them acknowledges nothing
+        for attempt_id, expected in gaps.items():
+            self._fill(attempt_id, expected)
+        if done:
+            self._acknowledged(done)
+        if unknown:
+            self._disowned(tuple(unknown))
+
+    def _fill(self, attempt_id: str, expected: int) -> None:
+        log.warning("the service misses reports", attempt=attempt_id, expected=expected)
+        self._queue = deque(row for row in self._queue if row.attempt_id != attempt_id)
+        self._again([row for row in self._streams.get(attempt_id, ()) if row.seq >= expected])
+
+    def _again(self, rows: Sequence[OutboxRow]) -> None:
+        rows = [row for row in rows if row.attempt_id in self._streams]
+        self._queue.extendleft(reversed(rows))
+        if rows:
+            self._waiting.set()
