@@ -120,6 +120,18 @@ def stop(tx: Transaction, attempt: AttemptRow, reason: StopReason) -> None:
         messages.add(tx, attempt.node_num, StopAttempt(attempt_id=attempt.id, reason=reason))
 
 
+def take_back(tx: Transaction, attempt: AttemptRow) -> None:
+    """Withdraw an assignment that nobody waits for any longer, and stop what may have come of it.
+
+    The stop becomes the attempt's message: once its node has that one, it has said all it knows of the attempt.
+    """
+    if attempt.message_number is not None:
+        messages.withdraw(tx, attempt.message_number)
+    if nodes.by_num(tx, attempt.node_num) is not None:
+        stop_message = StopAttempt(attempt_id=attempt.id, reason=StopReason.SUPERSEDED)
+        attempts.set_message(tx, attempt.num, messages.add(tx, attempt.node_num, stop_message))
+
+
 def end_session(tx: Transaction, job: JobRow, row: JobNodeRow) -> None:
     """Tell a node that a job is over there, if it is there to hear it; once."""
     if row.session_ended:

@@ -9,7 +9,7 @@ from nodeagent.rules.retry import Next
 from nodeagent.service import task_events
 from nodeagent.service.lifecycle import dispatch
 from nodeagent.service.lifecycle.names import SCHEDULE
-from nodeagent.service.store import attempts, counts, messages, nodes, tasks
+from nodeagent.service.store import attempts, counts, nodes, tasks
 from nodeagent.service.store.attempts import TASK_KINDS, AttemptRow, AttemptState
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.jobs import JobRow
@@ -26,16 +26,15 @@ def close_attempt(
 ) -> None:
     """End an attempt: give its slots back, count it out, let go of its task.
 
-    A given up attempt may still run, so it holds its slots until its node says otherwise; its assignment is taken
-    back in case the node has not fetched it.
+    A given up attempt may still run, so it holds its slots until its node says otherwise.
     """
     given_up = state is AttemptState.GIVEN_UP
     attempts.set_ended(
         tx, attempt.num, state, outcome=outcome, slots_held=attempt.slots_held if given_up else 0, now=now
     )
-    if given_up and attempt.message_number is not None:
-        messages.withdraw(tx, attempt.message_number)
-    if not given_up:
+    if given_up:
+        dispatch.take_back(tx, attempt)
+    else:
         nodes.hold_slots(tx, attempt.node_num, -attempt.slots_held)
     if attempt.kind not in TASK_KINDS:
         return

@@ -1,0 +1,873 @@
+"""Jobs, tasks and nodes through every order of events: counts, slots and ends hold (design.md §8)."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from nodeagent.model.enums import (
+    DisableTasks,
+    ExecutionResult,
+    JobState,
+    NodeState,
+    OnAllTasksComplete,
+    TaskState,
+)
+from nodeagent.model.job import JobConstraints, JobCreate, JobPreparationTask, JobReleaseTask, PoolInfo
+from nodeagent.model.pool import PoolCreate
+from nodeagent.model.protocol import (
+    Assignment,
+    AttemptKind,
+    EndJobSession,
+    FileServer,
+    Heartbeat,
+    NodeMessage,
+    NumberedMessage,
+    Outcome,
+    Register,
+    RemoveFiles,
+    Report,
+    ReportStatus,
+    ReturnReason,
+    StopAttempt,
+    StopReason,
+    Transition,
+)
+from nodeagent.model.task import TaskCreate
+from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.service.errors import BatchError
+from nodeagent.service.lifecycle import deadlines, jobs, nodes, placement, pools, tasks
+from nodeagent.service.lifecycle.names import SCHEDULE
+from nodeagent.service.lifecycle.reports import apply_report
+from nodeagent.service.store import counts, job_nodes, messages
+from nodeagent.service.store import jobs as job_rows
+from nodeagent.service.store import nodes as node_rows
+from nodeagent.service.store import tasks as task_rows
+from nodeagent.service.store.database import Connection, Transaction
+
+T = TypeVar("T")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+LEASE = timedelta(seconds=60)
+POOL = "pool"
+
+
+class Store:
+    """A store without threads, whose clock only moves when it is told to."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.now = START
+        self.connection = Connection(
+            Path(self._folder.name) / "service.db",
+            synchronous="normal",
+            hooks={SCHEDULE: lambda tx: _ignore(placement.place_tasks(tx, self.now))},
+        )
+        self.connection.migrate()
+
+    def do(self, function: Callable[[Transaction], T]) -> T:
+        """Run a function in a transaction of its own, a little later than the one before."""
+        self.now += timedelta(milliseconds=1)
+        values: list[T] = []
+        outcomes, _ = self.connection.commit([lambda tx: values.append(function(tx))])
+        if outcomes[0].error is not None:
+            raise outcomes[0].error
+        return values[0]
+
+    def close(self) -> None:
+        self.connection.close()
+        self._folder.cleanup()
+
+
+def _ignore(_: object) -> None:
+    return None
+
+
+@dataclass
+class Running:
+    """An attempt at a node."""
+
+    assignment: Assignment
+    seq: int = 0
+    running: bool = False
+    stop: StopReason | None = None
+
+
+@dataclass
+class FakeNode:
+    """An agent without processes: it does what the protocol asks, when the test lets it."""
+
+    store: Store
+    id: str
+    slots: int
+    epoch: int = 1
+    boot: int = 1
+    cursor: int = 0
+    live: dict[str, Running] = field(default_factory=dict)
+    prepared: dict[str, ExecutionResult] = field(default_factory=dict)
+    ended: dict[str, tuple[Report, ...]] = field(default_factory=dict)
+    seen: list[NodeMessage] = field(default_factory=list)
+
+    def register(self) -> None:
+        call = Register(
+            node_id=self.id,
+            epoch=self.epoch,
+            pool_id=POOL,
+            instance_id=f"{self.id}-{self.epoch}",
+            boot_id=f"boot-{self.boot}",
+            boot_time=START,
+            slots=self.slots,
+            cores=1,
+            agent_version="0",
+            hostname="h",
+            ip_address="127.0.0.1",
+            root_directory="/r",
+            file_server=FileServer(url="http://127.0.0.1:1", token="t"),
+            cursor=self.cursor,
+            live_attempts=tuple(self.live),
+        )
+        for unknown in self.store.do(lambda tx: nodes.register(tx, call, self.store.now)):
+            del self.live[unknown]
+
+    def heartbeat(self) -> None:
+        call = Heartbeat(node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=tuple(self.live))
+        answer = self.store.do(lambda tx: nodes.heartbeat(tx, call, self.store.now))
+        for unknown in answer.unknown_attempts:
+            del self.live[unknown]
+
+    @property
+    def row(self) -> node_rows.NodeRow:
+        found = self.store.do(lambda tx: node_rows.by_id(tx, self.id))
+        assert found is not None
+        return found
+
+    def fetch(self) -> int:
+        num = self.row.num
+        found = self.store.do(lambda tx: messages.after(tx, num, self.cursor))
+        for number, body in found:
+            self.cursor = number
+            self._take(NumberedMessage.model_validate_json(f'{{"number":{number},"message":{body}}}').message)
+        return len(found)
+
+    def _take(self, message: NodeMessage) -> None:
+        self.seen.append(message)
+        match message:
+            case Assignment():
+                assert message.attempt_id not in self.live, "an attempt was assigned twice"
+                assert message.attempt_id not in self.ended, "an attempt was assigned after its end"
+                self.live[message.attempt_id] = Running(message)
+                held = sum(attempt.assignment.required_slots for attempt in self.live.values())
+                assert held <= self.slots, "the node was given more than it has slots (I8)"
+            case StopAttempt():
+                if message.attempt_id in self.live:
+                    self.live[message.attempt_id].stop = message.reason
+            case EndJobSession() | RemoveFiles():
+                pass
+
+    def waits(self, attempt: Running) -> bool:
+        gate = attempt.assignment.preparation
+        return gate is not None and gate.attempt_id in self.live
+
+    def report(self, attempt: Running, transition: Transition, **more: object) -> ReportStatus:
+        attempt.seq += 1
+        report = Report(
+            attempt_id=attempt.assignment.attempt_id,
+            seq=attempt.seq,
+            transition=transition,
+            at=self.store.now,
+            start_time=self.store.now,
+            **more,
+        )
+        status = self.send(report)
+        attempt_id = attempt.assignment.attempt_id
+        self.ended[attempt_id] = (*self.ended.get(attempt_id, ()), report)
+        if transition is Transition.RUNNING:
+            attempt.running = True
+        else:
+            del self.live[attempt_id]
+        return status
+
+    def send(self, report: Report) -> ReportStatus:
+        num = self.row.num
+        return self.store.do(lambda tx: apply_report(tx, num, report, self.store.now)).status
+
+    def run(self, attempt: Running) -> None:
+        """Let an attempt start: or give it back where its preparation has failed."""
+        gate = attempt.assignment.preparation
+        if attempt.running or self.waits(attempt):
+            return
+        if gate is not None and self.prepared.get(gate.attempt_id) is not ExecutionResult.SUCCESS:
+            self.report(attempt, Transition.RETURNED, return_reason=ReturnReason.PREPARATION_FAILED)
+        else:
+            self.report(attempt, Transition.RUNNING)
+
+    def finish(self, attempt: Running, exit_code: int = 0) -> None:
+        """Let a running attempt end; a stopped one ends as stopped, one that never ran is given back."""
+        if not attempt.running:
+            self.run(attempt) if attempt.stop is None else self.report(
+                attempt, Transition.RETURNED, return_reason=ReturnReason.STOPPED
+            )
+            return
+        if attempt.stop is not None:
+            failure, exit_code = task_ended(attempt.stop), -15
+        else:
+            failure = exit_code_failure(exit_code) if exit_code else None
+        result = ExecutionResult.SUCCESS if failure is None else ExecutionResult.FAILURE
+        self.prepared[attempt.assignment.attempt_id] = result
+        outcome = Outcome(
+            result=result,
+            end_time=self.store.now,
+            exit_code=exit_code,
+            failure_info=failure,
+            stop_reason=attempt.stop,
+        )
+        self.report(attempt, Transition.COMPLETED, outcome=outcome)
+
+
+def job_spec(job_id: str, **more: object) -> JobCreate:
+    return JobCreate(id=job_id, pool_info=PoolInfo(pool_id=POOL), **more)
+
+
+PREPARATION = JobPreparationTask(command_line="prepare")
+RELEASE = JobReleaseTask(command_line="release")
+
+
+class World:
+    """A service's store with some nodes."""
+
+    def __init__(self, *slots: int) -> None:
+        self.store = Store()
+        self.store.do(lambda tx: pools.create_pool(tx, PoolCreate(id=POOL, vm_size="v"), self.store.now))
+        self.nodes = [FakeNode(self.store, f"node{number}", count) for number, count in enumerate(slots)]
+        for node in self.nodes:
+            node.register()
+
+    def create_job(self, job_id: str = "job", **more: object) -> None:
+        self.store.do(lambda tx: jobs.create_job(tx, job_spec(job_id, **more), self.store.now))
+
+    def add_task(self, task_id: str, job_id: str = "job", slots: int = 1) -> None:
+        spec = TaskCreate(id=task_id, command_line="true", required_slots=slots)
+        self.store.do(lambda tx: tasks.add_task(tx, job_id, spec, self.store.now))
+
+    def job(self, job_id: str = "job") -> job_rows.JobRow:
+        return self.store.do(lambda tx: jobs.require(tx, job_id))
+
+    def task(self, task_id: str, job_id: str = "job") -> task_rows.TaskRow:
+        return self.store.do(lambda tx: tasks.require(tx, job_id, task_id)[1])
+
+    def job_node(self, node: FakeNode, job_id: str = "job") -> job_nodes.JobNodeRow:
+        num = self.job(job_id).num
+        return next(row for row in self.store.do(lambda tx: job_nodes.of_job(tx, num)) if row.node_id == node.id)
+
+    def drain_node(self, node: FakeNode) -> None:
+        num = node.row.num
+        self.store.do(lambda tx: node_rows.set_draining(tx, num, self.store.now))
+
+    def step(self, node: FakeNode) -> bool:
+        """Fetch, and take every attempt of a node one step on."""
+        moved = node.fetch() > 0
+        for attempt in list(node.live.values()):
+            if not node.waits(attempt):
+                node.finish(attempt)
+                moved = True
+        return moved
+
+    def drain(self) -> None:
+        """Let everything that can end, end."""
+        for _ in range(1000):
+            if not any([self.step(node) for node in self.nodes]):
+                return
+        pytest.fail("the service never comes to rest")
+
+    def verb(self, function: Callable[..., object], *arguments: object, **more: object) -> None:
+        self.store.do(lambda tx: _ignore(function(tx, *arguments, self.store.now, **more)))
+
+
+@pytest.fixture
+def worlds() -> Iterator[Callable[..., World]]:
+    """Makes worlds with nodes of so many slots each."""
+    made: list[World] = []
+
+    def make(*slots: int) -> World:
+        made.append(World(*slots))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.store.close()
+
+
+@pytest.fixture
+def world(worlds: Callable[..., World]) -> World:
+    """A world with one node of two slots."""
+    return worlds(2)
+
+
+def test_a_task_runs_to_its_end_with_the_states_and_times_of_batch(world: World) -> None:
+    """active → running → completed: each state shows exactly the fields that Batch shows in it."""
+    world.create_job()
+    world.add_task("t")
+    node = world.nodes[0]
+    active = world.task("t")
+    assert (active.state, active.previous_state) == (TaskState.ACTIVE, None)
+    node.fetch()
+    (attempt,) = node.live.values()
+    node.run(attempt)
+    running = world.task("t")
+    assert (running.state, running.previous_state) == (TaskState.RUNNING, TaskState.ACTIVE)
+    assert running.execution.start_time is not None
+    assert running.execution.end_time is None
+    assert running.node is not None
+    assert running.node.task_root_directory == "workitems/job/job-1/t"
+    assert (node.row.state, node.row.running_tasks, node.row.free_slots) == (NodeState.RUNNING, 1, 1)
+    node.finish(attempt)
+    completed = world.task("t")
+    assert (completed.state, completed.previous_state) == (TaskState.COMPLETED, TaskState.RUNNING)
+    assert completed.execution.exit_code == 0
+    assert completed.execution.result is ExecutionResult.SUCCESS
+    assert completed.etag == active.etag, "the ETag is the definition's, not the state's"
+    row = node.row
+    assert (row.state, row.running_tasks, row.free_slots) == (NodeState.IDLE, 0, 2)
+    assert (row.total_tasks_run, row.total_tasks_succeeded) == (1, 1)
+
+
+def test_a_failure_is_retried_until_no_retry_is_left(world: World) -> None:
+    """A nonzero exit makes the task active again, counted; nothing of the failed try is shown until the last."""
+    world.create_job(constraints=JobConstraints(max_task_retry_count=1))
+    world.add_task("t")
+    node = world.nodes[0]
+    for expected in (0, 1):
+        node.fetch()
+        (attempt,) = node.live.values()
+        assert attempt.assignment.retry_count == expected
+        node.run(attempt)
+        node.finish(attempt, exit_code=3)
+    task = world.task("t")
+    assert task.state is TaskState.COMPLETED
+    assert (task.execution.retry_count, task.execution.exit_code) == (1, 3)
+    assert task.execution.failure_info is not None
+    assert task.execution.last_retry_time is not None
+
+
+def test_reports_are_applied_once_and_in_order(world: World) -> None:
+    """Below the expected number: already. Above: a gap that names what is missing. The first end wins."""
+    world.create_job()
+    world.add_task("t")
+    node = world.nodes[0]
+    node.fetch()
+    (attempt,) = node.live.values()
+    early = Report(
+        attempt_id=attempt.assignment.attempt_id, seq=2, transition=Transition.LOST, at=world.store.now
+    )
+    assert node.send(early) is ReportStatus.GAP
+    node.run(attempt)
+    node.finish(attempt)
+    for report in node.ended[attempt.assignment.attempt_id]:
+        assert node.send(report) is ReportStatus.ALREADY
+    assert node.send(early.model_copy(update={"seq": 3})) is ReportStatus.APPLIED
+    assert world.task("t").state is TaskState.COMPLETED
+    stranger = early.model_copy(update={"attempt_id": "nobody"})
+    assert node.send(stranger) is ReportStatus.UNKNOWN
+
+
+def test_preparation_runs_once_and_release_only_where_it_ran(worlds: Callable[..., World]) -> None:
+    """Two tasks wait for one preparation; a node that got no task has neither preparation nor release."""
+    world = worlds(2, 1)
+    world.drain_node(world.nodes[1])
+    world.create_job(job_preparation_task=PREPARATION, job_release_task=RELEASE)
+    world.add_task("a")
+    world.add_task("b")
+    node, other = world.nodes
+    node.fetch()
+    kinds = [attempt.assignment.attempt_kind for attempt in node.live.values()]
+    assert kinds == [AttemptKind.JOB_PREPARATION, AttemptKind.USER, AttemptKind.USER]
+    assert world.task("a").state is TaskState.PREPARING
+    world.drain()
+    assert world.task("b").execution.result is ExecutionResult.SUCCESS
+    world.add_task("c")
+    world.drain()
+    prepared = [message for message in node.seen if isinstance(message, Assignment) and not message.required_slots]
+    assert len(prepared) == 1
+    world.verb(jobs.terminate_job, "job")
+    assert world.job().state is JobState.TERMINATING
+    world.drain()
+    job = world.job()
+    assert (job.state, job.previous_state, job.terminate_reason) == (
+        JobState.COMPLETED,
+        JobState.ACTIVE,
+        "UserTerminate",
+    )
+    row = world.job_node(node)
+    assert row.release is not None
+    assert row.release.result is ExecutionResult.SUCCESS
+    assert isinstance(node.seen[-1], EndJobSession)
+    assert other.seen == []
+
+
+def test_a_failed_preparation_makes_the_node_ineligible_for_the_job_only(worlds: Callable[..., World]) -> None:
+    """The tasks go to the other node; another job still runs on the first."""
+    world = worlds(1, 1)
+    world.create_job(job_preparation_task=PREPARATION)
+    world.add_task("a")
+    first, second = world.nodes
+    first.fetch()
+    preparation = next(iter(first.live.values()))
+    first.run(preparation)
+    first.finish(preparation, exit_code=1)
+    world.drain()
+    task = world.task("a")
+    assert task.execution.result is ExecutionResult.SUCCESS
+    assert task.node is not None
+    assert task.node.id == second.id
+    assert task.execution.retry_count == 0
+    world.create_job("other")
+    world.add_task("x", "other", slots=1)
+    world.add_task("y", "other", slots=1)
+    world.drain()
+    used = {task.node.id for name in ("x", "y") if (task := world.task(name, "other")).node is not None}
+    assert used == {first.id, second.id}
+
+
+def test_a_task_given_back_before_the_report_of_its_failed_preparation_does_not_return(world: World) -> None:
+    """The order of reports of different attempts is free: the node is not tried again meanwhile."""
+    world.create_job(job_preparation_task=PREPARATION)
+    world.add_task("a")
+    node = world.nodes[0]
+    node.fetch()
+    preparation, waiting = node.live.values()
+    node.run(preparation)
+    node.report(waiting, Transition.RETURNED, return_reason=ReturnReason.PREPARATION_FAILED)
+    assert node.fetch() == 0
+    node.finish(preparation, exit_code=1)
+    assert node.fetch() == 0
+    assert world.task("a").state is TaskState.ACTIVE
+
+
+def test_a_lost_preparation_runs_anew(world: World) -> None:
+    """Its tasks are asked back, and bring a new preparation along."""
+    world.create_job(job_preparation_task=PREPARATION)
+    world.add_task("a")
+    node = world.nodes[0]
+    node.fetch()
+    preparation, _ = node.live.values()
+    node.run(preparation)
+    node.report(preparation, Transition.LOST)
+    world.drain()
+    assert world.task("a").execution.result is ExecutionResult.SUCCESS
+
+
+def test_terminating_a_running_task_completes_it_at_once(world: World) -> None:
+    """The end that the node reports later frees the slots and changes nothing else."""
+    world.create_job()
+    world.add_task("t", slots=2)
+    world.add_task("next", slots=2)
+    node = world.nodes[0]
+    node.fetch()
+    (attempt,) = node.live.values()
+    node.run(attempt)
+    world.verb(tasks.terminate_task, "job", "t")
+    task = world.task("t")
+    assert task.state is TaskState.COMPLETED
+    assert task.execution.failure_info is not None
+    assert task.execution.failure_info.code == "TaskEnded"
+    with pytest.raises(BatchError, match="TaskCompleted"):
+        world.verb(tasks.terminate_task, "job", "t")
+    world.verb(tasks.reactivate_task, "job", "t")
+    assert node.fetch() == 1, "only the stop: the slots are held until the process is gone"
+    node.finish(attempt)
+    world.drain()
+    assert world.task("t").execution.result is ExecutionResult.SUCCESS
+    assert world.task("next").execution.result is ExecutionResult.SUCCESS
+
+
+def test_a_silent_node_loses_its_tasks_exactly_once(worlds: Callable[..., World]) -> None:
+    """After the lease they run elsewhere; what the node still says of them is unknown, also if it comes back."""
+    world = worlds(1, 1)
+    world.create_job()
+    world.add_task("t")
+    first, second = world.nodes
+    first.fetch()
+    (attempt,) = first.live.values()
+    first.run(attempt)
+    world.store.now += LEASE / 2
+    second.heartbeat()
+    world.store.now += LEASE / 2 + timedelta(seconds=1)
+    world.store.do(lambda tx: _ignore(deadlines.expire(tx, world.store.now, LEASE)))
+    assert first.row.state is NodeState.UNKNOWN
+    task = world.task("t")
+    assert (task.state, task.system_task_version) == (TaskState.ACTIVE, 1)
+    assert (task.execution.retry_count, task.execution.requeue_count) == (0, 0)
+    assert node_of(world, "t") == second.id
+    late = Report(attempt_id=attempt.assignment.attempt_id, seq=2, transition=Transition.LOST, at=world.store.now)
+    assert first.send(late) is ReportStatus.UNKNOWN
+    assert first.row.free_slots == 0, "the process may still run there"
+    first.heartbeat()
+    assert attempt.assignment.attempt_id not in first.live
+    first.fetch()
+    first.heartbeat()
+    assert (first.row.state, first.row.free_slots) == (NodeState.IDLE, 1)
+    world.drain()
+    assert world.task("t").execution.result is ExecutionResult.SUCCESS
+    assert len([message for message in second.seen if isinstance(message, Assignment)]) == 1
+
+
+def node_of(world: World, task_id: str) -> str | None:
+    node = world.task(task_id).node
+    return None if node is None else node.id
+
+
+def test_an_older_agent_is_fenced(world: World) -> None:
+    """A lower epoch, or the same epoch of another life, is refused everywhere."""
+    node = world.nodes[0]
+    node.epoch = 3
+    node.register()
+    node.epoch = 2
+    with pytest.raises(nodes.NodeRefusedError) as lower:
+        node.register()
+    assert lower.value.code == "Fenced"
+    with pytest.raises(nodes.NodeRefusedError):
+        node.heartbeat()
+    node.epoch = 3
+    node.heartbeat()
+
+
+def test_a_reboot_loses_what_ran_and_prepares_again(world: World) -> None:
+    """Attempts that the agent does not know after a reboot run again; so does a preparation that had succeeded."""
+    world.create_job(job_preparation_task=PREPARATION)
+    world.add_task("a")
+    world.drain()
+    world.add_task("b")
+    node = world.nodes[0]
+    node.fetch()
+    node.live.clear()
+    node.boot, node.epoch = 2, 2
+    node.register()
+    assert world.task("b").system_task_version == 1
+    node.fetch()
+    kinds = [attempt.assignment.attempt_kind for attempt in node.live.values()]
+    assert kinds == [AttemptKind.JOB_PREPARATION, AttemptKind.USER]
+    world.drain()
+    assert world.task("b").execution.result is ExecutionResult.SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "requeues"),
+    [
+        (DisableTasks.REQUEUE, TaskState.ACTIVE, 1),
+        (DisableTasks.TERMINATE, TaskState.COMPLETED, 0),
+        (DisableTasks.WAIT, TaskState.COMPLETED, 0),
+    ],
+)
+def test_disabling_a_job_does_to_its_tasks_what_was_asked(
+    world: World, how: DisableTasks, state: TaskState, requeues: int
+) -> None:
+    """The job is disabling until nothing runs; nothing starts until it is enabled again."""
+    world.create_job()
+    for number in range(3):
+        world.add_task(f"t{number}")
+    node = world.nodes[0]
+    node.fetch()
+    for attempt in node.live.values():
+        node.run(attempt)
+    world.verb(jobs.disable_job, "job", how)
+    assert world.job().state is JobState.DISABLING
+    world.drain()
+    assert world.job().state is JobState.DISABLED
+    assert world.task("t0").state is state
+    assert world.task("t0").execution.requeue_count == requeues
+    assert world.task("t2").state is TaskState.ACTIVE
+    world.verb(jobs.enable_job, "job")
+    world.drain()
+    assert world.task("t2").execution.result is ExecutionResult.SUCCESS
+
+
+def test_deleting_an_active_job_releases_first_and_then_leaves_nothing(world: World) -> None:
+    """Release runs before the job is gone; the node is told to remove its files."""
+    world.create_job(job_preparation_task=PREPARATION, job_release_task=RELEASE)
+    world.add_task("a")
+    world.drain()
+    world.verb(jobs.delete_job, "job")
+    assert world.job().state is JobState.DELETING
+    with pytest.raises(BatchError, match="JobBeingDeleted"):
+        world.add_task("b")
+    world.drain()
+    with pytest.raises(BatchError, match="JobNotFound"):
+        world.job()
+    node = world.nodes[0]
+    released = [
+        message
+        for message in node.seen
+        if isinstance(message, Assignment) and message.attempt_kind is AttemptKind.JOB_RELEASE
+    ]
+    assert len(released) == 1
+    assert isinstance(node.seen[-1], RemoveFiles)
+
+
+def test_a_job_ends_by_itself_when_it_asks_for_that(world: World) -> None:
+    """onAllTasksComplete: with the last task, and at once where there is none; back to noaction is refused."""
+    world.create_job("empty", on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB)
+    assert world.job("empty").state is JobState.COMPLETED
+    world.create_job()
+    world.add_task("a")
+    world.drain()
+    before = world.job()
+    patch = jobs.JobPatch(on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB)
+    world.verb(jobs.patch_job, "job", patch)
+    job = world.job()
+    assert (job.state, job.terminate_reason) == (JobState.COMPLETED, "AllTasksComplete")
+    assert job.etag != before.etag
+
+
+def test_a_job_that_lasts_too_long_is_ended(world: World) -> None:
+    """maxWallClockTime counts from the creation of the job."""
+    world.create_job(constraints=JobConstraints(max_wall_clock_time=timedelta(minutes=5)))
+    world.add_task("a")
+    following = world.store.do(lambda tx: deadlines.expire(tx, world.store.now, timedelta(days=1)))
+    assert following is not None
+    world.store.now = following
+    world.store.do(lambda tx: _ignore(deadlines.expire(tx, world.store.now, timedelta(days=1))))
+    job = world.job()
+    assert (job.state, job.terminate_reason) == (JobState.TERMINATING, "MaxWallClockTimeExpiry")
+    world.drain()
+    assert world.job().state is JobState.COMPLETED
+
+
+def test_a_forced_end_waits_for_nobody(world: World) -> None:
+    """With force the job is completed though its node says nothing; the node is told when it speaks."""
+    world.create_job(job_preparation_task=PREPARATION, job_release_task=RELEASE)
+    world.add_task("a")
+    node = world.nodes[0]
+    node.fetch()
+    world.verb(jobs.terminate_job, "job", force=True)
+    assert world.job().state is JobState.COMPLETED
+    node.heartbeat()
+    assert node.live == {}
+
+
+def test_deleting_a_pool_requeues_its_tasks_and_lets_its_nodes_go(world: World) -> None:
+    """The job stays active; the tasks run when there is a pool of that id again."""
+    world.create_job()
+    world.add_task("a")
+    node = world.nodes[0]
+    node.fetch()
+    (attempt,) = node.live.values()
+    node.run(attempt)
+    world.verb(pools.delete_pool, POOL)
+    node.fetch()
+    node.finish(attempt)
+    world.store.do(lambda tx: pools.advance(tx, POOL))
+    with pytest.raises(BatchError, match="PoolNotFound"):
+        world.store.do(lambda tx: _ignore(pools.require(tx, POOL)))
+    task = world.task("a")
+    assert (task.state, task.execution.requeue_count) == (TaskState.ACTIVE, 1)
+    assert world.job().state is JobState.ACTIVE
+    world.verb(pools.create_pool, PoolCreate(id=POOL, vm_size="v"))
+    node.cursor = 0
+    node.register()
+    world.drain()
+    assert world.task("a").execution.result is ExecutionResult.SUCCESS
+
+
+def test_tasks_are_refused_by_name(world: World) -> None:
+    """Each item of a collection gets its own error; ids compare without case."""
+    world.create_job(job_preparation_task=PREPARATION, job_release_task=RELEASE)
+    names = ("A", "a", "JobPreparation", "jobrelease", "b")
+    specs = [TaskCreate(id=name, command_line="x") for name in names]
+    results = world.store.do(lambda tx: tasks.add_tasks(tx, "JOB", specs, world.store.now))
+    codes = [result.code if isinstance(result, BatchError) else result.id for result in results]
+    assert codes == ["A", "TaskExists", "TaskIdSameAsJobPreparationTask", "TaskIdSameAsJobReleaseTask", "b"]
+    counted = world.store.do(lambda tx: counts.get(tx, jobs.require(tx, "job").num))
+    assert counted.unfinished == 2
+
+
+JOBS = ("one", "two", "three")
+SMALL = st.integers(min_value=0, max_value=7)
+
+
+class Lifecycles(RuleBasedStateMachine):
+    """Everything at once, in any order."""
+
+    @initialize(slots=st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    def begin(self, slots: list[int]) -> None:
+        self.world = World(*slots)
+        self.largest = max(slots)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        try:
+            self._everything_ends()
+        finally:
+            self.world.store.close()
+
+    def _try(self, verb: Callable[..., object], *arguments: object, **more: object) -> None:
+        """Refusals are fine here: what they must not do is leave anything behind."""
+        with contextlib.suppress(BatchError):
+            self.world.verb(verb, *arguments, **more)
+
+    def _attempt(self, node_index: int, attempt_index: int) -> tuple[FakeNode, Running] | None:
+        node = self.world.nodes[node_index % len(self.world.nodes)]
+        attempts = list(node.live.values())
+        return (node, attempts[attempt_index % len(attempts)]) if attempts else None
+
+    @rule(
+        job=st.sampled_from(JOBS),
+        prepared=st.booleans(),
+        ends=st.booleans(),
+        retries=st.integers(0, 2),
+        limit=st.sampled_from((-1, 1, 2)),
+    )
+    def create_job(self, job: str, *, prepared: bool, ends: bool, retries: int, limit: int) -> None:
+        spec = job_spec(
+            job,
+            job_preparation_task=PREPARATION if prepared else None,
+            job_release_task=RELEASE if prepared else None,
+            on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB if ends else OnAllTasksComplete.NO_ACTION,
+            constraints=JobConstraints(max_task_retry_count=retries),
+            max_parallel_tasks=limit,
+        )
+        self._try(jobs.create_job, spec)
+
+    @rule(job=st.sampled_from(JOBS), number=SMALL, slots=st.integers(1, 3))
+    def add_task(self, job: str, number: int, slots: int) -> None:
+        self._try(tasks.add_task, job, TaskCreate(id=f"t{number}", command_line="x", required_slots=slots))
+
+    @rule(node=SMALL)
+    def fetch(self, node: int) -> None:
+        self.world.nodes[node % len(self.world.nodes)].fetch()
+
+    @rule(node=SMALL, attempt=SMALL, exit_code=st.sampled_from((0, 0, 1, -9)))
+    def go_on(self, node: int, attempt: int, exit_code: int) -> None:
+        found = self._attempt(node, attempt)
+        if found is not None and not found[0].waits(found[1]):
+            found[0].finish(found[1], exit_code)
+
+    @rule(node=SMALL, attempt=SMALL)
+    def lose(self, node: int, attempt: int) -> None:
+        found = self._attempt(node, attempt)
+        if found is not None:
+            found[0].report(found[1], Transition.LOST)
+
+    @rule(node=SMALL)
+    def say_again(self, node: int) -> None:
+        found = self.world.nodes[node % len(self.world.nodes)]
+        for reports in found.ended.values():
+            assert found.send(reports[0]) in (ReportStatus.ALREADY, ReportStatus.UNKNOWN)
+
+    @rule(node=SMALL, rebooted=st.booleans())
+    def restart(self, node: int, *, rebooted: bool) -> None:
+        found = self.world.nodes[node % len(self.world.nodes)]
+        found.epoch += 1
+        if rebooted:
+            found.boot += 1
+            found.live.clear()
+        found.register()
+
+    @rule(node=SMALL)
+    def go_silent_and_come_back(self, node: int) -> None:
+        silent = self.world.nodes[node % len(self.world.nodes)]
+        self.world.store.now += LEASE - timedelta(seconds=1)
+        for other in self.world.nodes:
+            if other is not silent:
+                other.heartbeat()
+        self.world.store.now += timedelta(seconds=2)
+        self.world.store.do(lambda tx: _ignore(deadlines.expire(tx, self.world.store.now, LEASE)))
+        assert silent.row.state is NodeState.UNKNOWN
+        silent.heartbeat()
+
+    @rule(
+        job=st.sampled_from(JOBS),
+        number=SMALL,
+        verb=st.sampled_from((tasks.terminate_task, tasks.reactivate_task, tasks.delete_task)),
+    )
+    def change_task(self, job: str, number: int, verb: Callable[..., object]) -> None:
+        self._try(verb, job, f"t{number}")
+
+    @rule(job=st.sampled_from(JOBS), how=st.sampled_from(DisableTasks))
+    def disable(self, job: str, how: DisableTasks) -> None:
+        self._try(jobs.disable_job, job, how)
+
+    @rule(job=st.sampled_from(JOBS))
+    def enable(self, job: str) -> None:
+        self._try(jobs.enable_job, job)
+
+    @rule(job=st.sampled_from(JOBS), force=st.booleans())
+    def terminate(self, job: str, *, force: bool) -> None:
+        self._try(jobs.terminate_job, job, force=force)
+
+    @rule(job=st.sampled_from(JOBS), force=st.booleans())
+    def delete(self, job: str, *, force: bool) -> None:
+        self._try(jobs.delete_job, job, force=force)
+
+    @invariant()
+    @precondition(lambda self: hasattr(self, "world"))
+    def counts_equal_a_full_listing(self) -> None:
+        def check(tx: Transaction) -> None:
+            for job in job_rows.page(tx):
+                listed = task_rows.page(tx, job.num)
+                counted = counts.get(tx, job.num)
+                for state, number in (
+                    ((TaskState.ACTIVE,), counted.tasks.active),
+                    ((TaskState.PREPARING, TaskState.RUNNING), counted.tasks.running),
+                    ((TaskState.COMPLETED,), counted.tasks.completed),
+                ):
+                    assert sum(task.state in state for task in listed) == number
+                succeeded = [task for task in listed if task.execution.result is ExecutionResult.SUCCESS]
+                assert len(succeeded) == counted.tasks.succeeded
+                waiting = [task for task in listed if task.state is TaskState.ACTIVE]
+                assert sum(task.required_slots for task in waiting) == counted.slots.active
+
+        self.world.store.do(check)
+
+    @invariant()
+    @precondition(lambda self: hasattr(self, "world"))
+    def slots_are_never_oversubscribed(self) -> None:
+        def check(tx: Transaction) -> None:
+            rows = tx.execute(
+                "SELECT n.id, n.slots, n.free_slots, n.running_tasks,"
+                " (SELECT coalesce(sum(slots_held), 0) FROM attempts a WHERE a.node_num = n.num),"
+                " (SELECT count(*) FROM attempts a WHERE a.node_num = n.num AND a.state = 'running'"
+                "  AND a.kind = 'user') FROM nodes n"
+            )
+            for name, slots, free, running, held, truly_running in rows:
+                assert free + held == slots, name
+                assert running == truly_running, name
+
+        self.world.store.do(check)
+
+    def _everything_ends(self) -> None:
+        """When no more happens to it, every job and task comes to its end, on the nodes that may take it."""
+        self.world.drain()
+        for node in self.world.nodes:
+            node.heartbeat()
+        self.world.drain()
+        for job in JOBS:
+            self._try(jobs.enable_job, job)
+        self.world.drain()
+        self.world.store.do(self._check_ends)
+        self.counts_equal_a_full_listing()
+        self.slots_are_never_oversubscribed()
+
+    def _check_ends(self, tx: Transaction) -> None:
+        assert tx.one("SELECT count(*) FROM attempts WHERE state IN ('assigned', 'running')") == (0,)
+        for job in job_rows.page(tx):
+            assert job.state in (JobState.ACTIVE, JobState.COMPLETED)
+            ineligible = job_nodes.ineligible_nodes(tx, job.num)
+            able = [node for node in node_rows.page(tx, POOL) if node.num not in ineligible]
+            for task in task_rows.page(tx, job.num):
+                could_run = any(node.slots >= task.required_slots for node in able)
+                if job.state is JobState.ACTIVE and could_run:
+                    assert task.state is TaskState.COMPLETED, task
+
+
+Lifecycles.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestLifecycles = Lifecycles.TestCase
