@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,9 +119,11 @@ class ScriptedNode:
         for attempt in self._attempts.values():
             attempt.stop_reason = attempt.stop_reason or StopReason.NODE_REMOVED
             _kill(attempt)
-        await self._tasks.__aexit__(None, None, None)
-        await self._files.stop()
-        await self._session.close()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            await self._files.stop()
+            await self._session.close()
 
     def _registration(self, file_server_url: str) -> Register:
         return Register(
@@ -265,7 +267,9 @@ class ScriptedNode:
 
 def _kill(attempt: Attempt) -> None:
     if attempt.process is not None and attempt.process.returncode is None:
-        os.killpg(attempt.process.pid, signal.SIGKILL)
+        # it may have ended a moment ago, without this loop having heard of it
+        with suppress(ProcessLookupError):
+            os.killpg(attempt.process.pid, signal.SIGKILL)
 
 
 def _outcome(attempt: Attempt, exit_code: int, paths: TaskPaths) -> Outcome:
