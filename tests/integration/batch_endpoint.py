@@ -53,7 +53,10 @@ def refusal(call: Callable[[], object]) -> Sdk:
     """Return the error that a call of the SDK raises."""
     with pytest.raises(HttpResponseError) as caught:
         call()
-    return caught.value
+    error: Sdk = caught.value
+    # the SDK leaves the connection of a refused stream open
+    error.response.close()
+    return error
 
 
 def eventually(get: Callable[[], Value], holds: Callable[[Value], bool], seconds: float = 30) -> Value:
