@@ -36,8 +36,11 @@ class BoundaryProvider(Protocol):
     def remove(self, boundary: Boundary) -> None:
         """Take away the boundary and those below it; harmless if it is gone. Raises BoundaryError if it is in use."""
 
-    def close(self) -> None:
-        """Take away what the provider itself made. Raises BoundaryError if shims or boundaries are still in it."""
+    async def close(self, seconds: float = 5.0) -> None:
+        """Take away what the provider itself made, once the last shim is gone.
+
+        Raises BoundaryError if after `seconds` something still lives in it.
+        """
 
 
 def below(root: str, name: str, parent: Boundary | None) -> str:

@@ -1,10 +1,12 @@
 """What both versions of cgroups share: where a hierarchy is mounted, and a directory per boundary."""
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.boundary.base import Boundary, BoundaryError, SweepResult, below, sweep
+from nodeagent.shim import kernel
 
 HOME = "shims"
 """The cgroup beside the boundaries in which shims sit."""
@@ -91,8 +93,11 @@ class CgroupDirectories:
         """See BoundaryProvider."""
         _remove(boundary["path"])
 
-    def close(self) -> None:
-        """Take away this provider's own cgroups, if no shim and no boundary is in them any more."""
+    async def close(self, seconds: float = 5.0) -> None:
+        """See BoundaryProvider."""
+        whole = {"kind": self.kind, "path": str(self.base)}
+        if not await asyncio.to_thread(kernel.await_empty, whole, seconds):
+            raise BoundaryError(f"{self.base}: processes {sorted(kernel.members(whole))} still live in it")
         _remove(str(self.base))
 
     @staticmethod

@@ -29,5 +29,5 @@ class ProcessGroup:
     def remove(self, boundary: Boundary) -> None:
         """Nothing was made, so nothing is taken away."""
 
-    def close(self) -> None:
+    async def close(self, seconds: float = 5.0) -> None:
         """Nothing was made, so nothing is taken away."""

@@ -1,6 +1,7 @@
 """The process runtime: attempts run under shims, which outlive this program."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -155,9 +156,15 @@ class ProcessRuntime:
         handle = kernel.open_process(*shim) if shim else None
         if handle is None:
             self._settle(flight)
-        else:
-            self._watched[handle] = flight
-            asyncio.get_running_loop().add_reader(handle, self._adopted_ended, handle)
+            return
+        self._watched[handle] = flight
+        asyncio.get_running_loop().add_reader(handle, self._adopted_ended, handle)
+        # Its death is what we watch, so it must not take another attempt, should its agent be alive after all. It
+        # looks for this signal after it let go of the lock: if it still holds it now, it will see the signal.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGUSR2)
+        if not isinstance(self.look(attempt_id), Running):
+            self._adopted_ended(handle)
 
     def _directory(self, attempt_id: str) -> str:
         return f"{self.attempts}/{attempt_id}"

@@ -228,6 +228,14 @@ def sweep_strangers(boundary: Boundary, leader: tuple[int, int] | None = None, s
     return sweep(boundary, Strangers(boundary["marker"], leader), "marker", seconds)
 
 
+def await_empty(boundary: Boundary, seconds: float) -> bool:
+    """Wait, without killing, until nothing lives in the cgroup of the boundary; whether it is so. Blocks."""
+    end = time.monotonic() + seconds
+    while not is_empty(boundary) and time.monotonic() < end:
+        _await_deaths(boundary, set(members(boundary).items()), end)
+    return is_empty(boundary)
+
+
 def _hold(boundary: Boundary) -> None:
     """Keep the members of a cgroup from forking any more: version 2 kills them at once, version 1 freezes them."""
     if boundary["kind"] == "cgroup2":

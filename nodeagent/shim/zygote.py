@@ -7,6 +7,7 @@ Only the shim holds its end of its socket, so its end-of-file is the shim's deat
 idle shims see end-of-file and exit; a busy shim finishes its attempt first.
 """
 
+import array
 import contextlib
 import ctypes
 import gc
@@ -20,6 +21,9 @@ from nodeagent.shim.spawn import IGNORED
 
 _PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE = 4096
+
+RETIRE = signal.SIGUSR2
+"""Blocked, and looked for after an attempt: somebody watches this process by its death, so it must exit."""
 
 
 def main(attempts: str) -> None:
@@ -35,13 +39,27 @@ def main(attempts: str) -> None:
     gc.collect()
     gc.freeze()
     while True:
-        message, handles, _, _ = socket.recv_fds(control, _MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
-        if not message:
+        agent = _next(control)
+        if agent is None:
             return
         if os.fork() == 0:
             control.close()
-            _shim(socket.socket(fileno=handles[0]), attempts, libc)
-        os.close(handles[0])
+            _shim(agent, attempts, libc)
+        agent.close()
+
+
+def _next(control: socket.socket) -> socket.socket | None:
+    """The socket of the next shim that is wanted, or None at the end.
+
+    Not by socket.recv_fds: it drops its `flags` (CPython 3.11), so every task would inherit the shim's socket, and
+    the shim's death would not be seen as end-of-file while a task lives.
+    """
+    handles = array.array("i")
+    message, ancillary, _, _ = control.recvmsg(_MESSAGE, socket.CMSG_LEN(handles.itemsize), socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        return None
+    handles.frombytes(ancillary[0][2])
+    return socket.socket(fileno=handles[0])
 
 
 def _shim(agent: socket.socket, attempts: str, libc: ctypes.CDLL) -> None:
@@ -49,7 +67,7 @@ def _shim(agent: socket.socket, attempts: str, libc: ctypes.CDLL) -> None:
     status = 1
     try:
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, attempt.WAKE)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*attempt.WAKE, RETIRE))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             number = ctypes.get_errno()
@@ -73,7 +91,9 @@ def _serve(agent: socket.socket, attempts: str, attempt_id: str) -> bool:
             agent.send(text.encode())
 
     try:
-        if attempt.run(f"{attempts}/{attempt_id}", attempt_id, tell):
+        reusable = attempt.run(f"{attempts}/{attempt_id}", attempt_id, tell)
+        # looked at after the lock was let go: see ProcessRuntime.adopt
+        if reusable and RETIRE not in signal.sigpending():
             tell("ended")
             return True
         tell("retired")
