@@ -84,6 +84,10 @@ class Section(Generic[M]):
         except ValidationError as error:
             raise SettingsError(self._complaints(error)) from None
 
+    def without(self, *keys: str) -> "Section[M]":
+        """Return the section as if nobody had given these keys."""
+        return Section(self.name, self.model, {key: value for key, value in self.given.items() if key not in keys})
+
     def effective(self) -> dict[str, Setting]:
         """Return every key with its value after validation; a required key that nobody gave has the value None.
 

@@ -6,7 +6,6 @@ standard input: when we are gone, killed or not, the pipe closes and the agent s
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -73,13 +72,11 @@ class AgentProcess:
             process.kill()
             await process.wait()
 
-    async def kill(self) -> None:
-        """End the agent at once."""
+    def kill(self) -> None:
+        """End the agent at once; `stop` waits for it."""
         self._stopping.set()
-        process = self._process
-        if process is not None and process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-            await process.wait()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     async def _one_life(self) -> int:
         output = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

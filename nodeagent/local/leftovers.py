@@ -23,19 +23,19 @@ log = structlog.get_logger(__name__)
 _SETTLE_SECONDS = 20.0
 
 
-async def end_tasks(state_dirs: Iterable[Path], *, grace_seconds: float) -> None:
+async def end_tasks(state_dirs: Iterable[Path], *, grace_seconds: float, hurry: asyncio.Event) -> None:
     """End every attempt below the agents' state directories; returns when their processes are gone.
 
-    SIGTERM first, SIGKILL after `grace_seconds` (0: at once). The tasks are to run again if the folder is used
-    again: they carry the stop reason `drain_requeue`. A folder that an agent holds is left alone. Raises
-    ExceptionGroup of RuntimeFailure for what would not die.
+    SIGTERM first, SIGKILL after `grace_seconds` or as soon as `hurry` is set. The tasks are to run again if the
+    folder is used again: they carry the stop reason `drain_requeue`. A folder that an agent holds is left alone.
+    Raises ExceptionGroup of RuntimeFailure for what would not die.
     """
     async with asyncio.TaskGroup() as group:
         for state_dir in state_dirs:
-            group.create_task(_end_node(state_dir, grace_seconds))
+            group.create_task(_end_node(state_dir, grace_seconds, hurry))
 
 
-async def _end_node(state_dir: Path, grace_seconds: float) -> None:
+async def _end_node(state_dir: Path, grace_seconds: float, hurry: asyncio.Event) -> None:
     names = _attempts(state_dir)
     if not names:
         return
@@ -45,7 +45,7 @@ async def _end_node(state_dir: Path, grace_seconds: float) -> None:
             try:
                 async with asyncio.TaskGroup() as group:
                     for name in names:
-                        group.create_task(_end_attempt(runtime, name, grace_seconds))
+                        group.create_task(_end_attempt(runtime, name, grace_seconds, hurry))
             finally:
                 await runtime.close()
             await asyncio.to_thread(_sweep_sessions, runtime.attempts, names)
@@ -60,14 +60,23 @@ def _attempts(state_dir: Path) -> list[str]:
     return sorted(entry.name for entry in attempts.iterdir() if (entry / records.Spec.FILE).exists())
 
 
-async def _end_attempt(runtime: ProcessRuntime, name: str, grace_seconds: float) -> None:
+async def _end_attempt(runtime: ProcessRuntime, name: str, grace_seconds: float, hurry: asyncio.Event) -> None:
     seen = runtime.look(name)
     if isinstance(seen, Running):
-        await runtime.stop(name, StopReason.DRAIN_REQUEUE, grace_seconds)
-        async with asyncio.timeout(grace_seconds + _SETTLE_SECONDS):
-            await runtime.wait(name)
+        await runtime.stop(name, StopReason.DRAIN_REQUEUE, 0 if hurry.is_set() else grace_seconds)
+        impatience = asyncio.create_task(_kill_when_hurried(runtime, name, hurry))
+        try:
+            async with asyncio.timeout(grace_seconds + _SETTLE_SECONDS):
+                await runtime.wait(name)
+        finally:
+            impatience.cancel()
     elif isinstance(seen, LostCandidate):
         await runtime.resolve_lost(name)
+
+
+async def _kill_when_hurried(runtime: ProcessRuntime, name: str, hurry: asyncio.Event) -> None:
+    await hurry.wait()
+    await runtime.stop(name, StopReason.DRAIN_REQUEUE, 0)
 
 
 def _sweep_sessions(attempts: Path, names: Iterable[str]) -> None:

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class News(NamedTuple):
+    """One line that tells what happened; `notable` ones are shown even beside a live display."""
+
+    text: str
+    notable: bool = False
 
 
 class Phase(StrEnum):
@@ -42,8 +49,8 @@ class Progress:
         """Tell whether every task has completed."""
         return len(self._ended) >= self.tasks
 
-    def hear(self, event: Mapping[str, Any]) -> str | None:
-        """Take in one event of the stream; returns a plain line that tells it, None for other jobs' events."""
+    def hear(self, event: Mapping[str, Any]) -> News | None:
+        """Take in one event of the stream; returns what it tells, None for other jobs' events."""
         body = event["properties"]
         if body["jobId"].lower() != self.job_id.lower():
             return None
@@ -56,8 +63,8 @@ class Progress:
             case _:
                 return None
 
-    def look(self, statuses: list[dict[str, Any]]) -> list[str]:
-        """Take in the preparation and release status list; returns plain lines for what changed."""
+    def look(self, statuses: list[dict[str, Any]]) -> list[News]:
+        """Take in the preparation and release status list; returns what changed."""
         lines = []
         kinds = (
             ("preparation", "jobPreparationTaskExecutionInfo", self.preparation),
@@ -72,25 +79,26 @@ class Progress:
                 if known.get(status["nodeId"]) != state:
                     known[status["nodeId"]] = state
                     exit_code = "" if info.get("exitCode") is None else f", exit code {info['exitCode']}"
-                    lines.append(f"{name} on {status['nodeId']}: {state}{exit_code}")
+                    text = f"{name} on {status['nodeId']}: {state}{exit_code}"
+                    lines.append(News(text, notable=state == "failure"))
         return lines
 
-    def _started(self, task: str, node: str, body: Mapping[str, Any]) -> str:
+    def _started(self, task: str, node: str, body: Mapping[str, Any]) -> News:
         again = task in self.running
         retry = int(body["executionInfo"]["retryCount"])
         self.running[task] = int(body["requiredSlots"])
         if retry > 0:
             self.retried += 1
-            return f"{task}: retry {retry} on {node}"
-        return f"{task}: {'started again' if again else 'started'} on {node}"
+            return News(f"{task}: retry {retry} on {node}", notable=True)
+        return News(f"{task}: {'started again' if again else 'started'} on {node}", notable=again)
 
-    def _completed(self, task: str, info: Mapping[str, Any]) -> str:
+    def _completed(self, task: str, info: Mapping[str, Any]) -> News:
         self._ended.add(task)
         self.running.pop(task, None)
         self.done += 1
         if info["result"].lower() == "success":
-            return f"{task}: succeeded"
+            return News(f"{task}: succeeded")
         self.failed += 1
         code = info.get("exitCode")
         why = info["schedulingError"]["code"] if code is None else f"exit code {code}"
-        return f"{task}: failed, {why}"
+        return News(f"{task}: failed, {why}", notable=True)

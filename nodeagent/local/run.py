@@ -9,7 +9,7 @@ import structlog
 from nodeagent.local.client import BatchClient, ServiceError, ServiceUnreachableError
 from nodeagent.local.job_file import JobFile
 from nodeagent.local.outcome import Execution, RunOutcome, execution_of_task, executions_of_special
-from nodeagent.local.progress import Phase, Progress
+from nodeagent.local.progress import News, Phase, Progress
 from nodeagent.local.stack import Stack
 
 log = structlog.get_logger(__name__)
@@ -19,7 +19,7 @@ _LOOK_SECONDS = 0.5
 """How often states are looked at that no event tells: of the job, its preparation and its release."""
 _FILE_SECONDS = 10.0
 
-Tell = Callable[[str], None]
+Tell = Callable[[News], None]
 
 
 class JobRun:
@@ -37,9 +37,10 @@ class JobRun:
     def _client(self) -> BatchClient:
         return self._stack.client
 
-    def interrupt(self) -> None:
-        """End the job early: terminate it and let its release run."""
+    def interrupt(self) -> bool:
+        """End the job early: terminate it and let its release run. False if it has not been submitted yet."""
         self._interrupted.set()
+        return self.progress.phase is not Phase.STARTING
 
     async def run(self) -> RunOutcome:
         """Submit, wait, terminate, let the release run, and return what became of it all.
@@ -47,8 +48,8 @@ class JobRun:
         Raises ServiceError, ServiceUnreachableError.
         """
         begun = asyncio.get_running_loop().time()
-        await self._submit()
         self.progress.phase = Phase.RUNNING
+        await self._submit()
         await self._until_ended_or_interrupted()
         self.progress.phase = Phase.RELEASING
         await self._terminate()
@@ -58,7 +59,7 @@ class JobRun:
     async def _submit(self) -> None:
         await self._client.add_job(self._file.job)
         await self._client.add_tasks(self._file.job.id, self._file.tasks)
-        self._tell(f"job {self._file.job.id}: {len(self._file.tasks)} tasks on {self.progress.slots} slots")
+        self._tell(News(f"job {self._file.job.id}: {len(self._file.tasks)} tasks on {self.progress.slots} slots"))
 
     async def _until_ended_or_interrupted(self) -> None:
         """Return when every task has ended, none can go on, or somebody interrupts."""
@@ -82,9 +83,9 @@ class JobRun:
         if self.progress.all_ended():
             return
         async for event in self._client.events(follow=True):
-            line = self.progress.hear(event)
-            if line is not None:
-                self._tell(line)
+            news = self.progress.hear(event)
+            if news is not None:
+                self._tell(news)
             if self.progress.all_ended():
                 return
         raise ServiceUnreachableError("the event stream ended")
@@ -110,8 +111,8 @@ class JobRun:
 
     async def _look(self) -> list[dict[str, Any]]:
         statuses = await self._client.special_tasks(self._file.job.id)
-        for line in self.progress.look(statuses):
-            self._tell(line)
+        for news in self.progress.look(statuses):
+            self._tell(news)
         return statuses
 
     async def _terminate(self) -> None:

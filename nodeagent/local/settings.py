@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from nodeagent.model.values import BatchId
 
-DEVELOPMENT_ACCOUNT = "devbatchaccount1"
+DEVELOPMENT_ACCOUNT = "devaccount"
 DEVELOPMENT_KEY = base64.b64encode(hashlib.sha512(b"nodeagent well-known development key").digest()).decode()
 """Not a secret: the documented pair for local development, like the one of every storage emulator."""
 
-DEFAULT_PORT = 10100
+DEFAULT_PORT = 8190
 
 
 def state_home() -> Path:

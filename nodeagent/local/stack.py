@@ -66,7 +66,7 @@ class Stack:
         self._keepers: list[asyncio.Task[None]] = []
         self._service: Service | None = None
         self._client: BatchClient | None = None
-        self._killed = False
+        self._hurry = asyncio.Event()
 
     @property
     def endpoint(self) -> str:
@@ -114,19 +114,20 @@ class Stack:
         for keeper in done:
             keeper.result()
 
-    async def kill(self) -> None:
-        """End agents and tasks at once, without asking anybody."""
-        self._killed = True
-        await asyncio.gather(*(agent.kill() for agent in self._agents))
-        await end_tasks([node.state for node in self.folders.known_nodes()], grace_seconds=0)
+    def hurry(self) -> None:
+        """Make `close` kill agents and tasks instead of asking them, also if it is under way."""
+        self._hurry.set()
+        for agent in self._agents:
+            agent.kill()
 
     async def close(self) -> None:
         """Stop everything; with an ephemeral plan nothing remains."""
         try:
             await asyncio.gather(*(agent.stop(_STOP_SECONDS) for agent in self._agents))
             await asyncio.gather(*self._keepers, return_exceptions=True)
-            if self._agents and not self.detach_tasks and not self._killed:
-                await end_tasks([node.state for node in self.folders.known_nodes()], grace_seconds=_GRACE_SECONDS)
+            if self._agents and not self.detach_tasks:
+                state_dirs = [node.state for node in self.folders.known_nodes()]
+                await end_tasks(state_dirs, grace_seconds=_GRACE_SECONDS, hurry=self._hurry)
         finally:
             await self._exit.aclose()
         if self.plan.ephemeral:

@@ -1,0 +1,37 @@
+"""From settings to the plan of a local stack."""
+
+import tempfile
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from nodeagent.cli.settings import Sources
+from nodeagent.local.folders import Folders
+from nodeagent.local.settings import LocalSettings
+from nodeagent.local.stack import Plan
+from nodeagent.observe.log import LogSettings
+from nodeagent.service.settings import ServiceSettings
+
+
+def plan_of(
+    found: Sources, local: LocalSettings, log: LogSettings, *, state_dir: Path, loose: bool | None = None
+) -> Plan:
+    """Return the plan; with an ephemeral setting the state lies in a new temporary folder.
+
+    What `[local]` decides (address, account, folders) wins over `[service]`; the rest of `[service]` holds. Agents
+    read `[agent]` and their variables themselves. Raises SettingsError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="nodeagent-")) if local.ephemeral else state_dir.absolute()
+    section = found.section("service", ServiceSettings, {"loose": loose}).without(
+        "host", "port", "account", "key", "state_dir", "node_key_file", "ephemeral"
+    )
+    service = section.build(
+        port=local.port,
+        account=local.account,
+        key=SecretStr(local.key.get_secret_value()),
+        state_dir=Folders(folder).service,
+    )
+    options = [f"--log-level={log.level.value}"]
+    if found.file is not None:
+        options.append(f"--config={found.file.absolute()}")
+    return Plan(service, folder, local.pool, local.nodes, local.slots, options, ephemeral=local.ephemeral)
