@@ -245,10 +245,11 @@ class AttemptRunner:
             grace_seconds=tools.grace_seconds,
             durability=tools.durability,
         )
-        if not tools.directories.make_task(paths):
-            tools.directories.move_aside(paths, await self._previous_number())
+        while not tools.directories.make_task(paths):
+            number = await self._previous_number()
+            with suppress(FileNotFoundError):  # removed while the database was asked
+                tools.directories.move_aside(paths, number)
             failpoints.hit("after_move_aside")
-            tools.directories.make_task(paths)
         failpoints.hit("after_directories")
         directory = self._records()
         with suppress(FileExistsError):

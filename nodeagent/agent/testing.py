@@ -10,15 +10,20 @@ It keeps the rules of docs/node-protocol.md as the real service does: sequence n
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from aiohttp import web
 
+from nodeagent.agent.settings import AgentSettings
 from nodeagent.model.protocol import (
     PREFIX,
     TERMINAL_TRANSITIONS,
+    Assignment,
+    AttemptKind,
     Heartbeat,
     HeartbeatAnswer,
     Messages,
@@ -26,6 +31,7 @@ from nodeagent.model.protocol import (
     NodeMessage,
     NumberedMessage,
     Poll,
+    PreparationGate,
     ProtocolError,
     Register,
     Registered,
@@ -34,7 +40,10 @@ from nodeagent.model.protocol import (
     Reports,
     ReportsAnswer,
     ReportStatus,
+    Work,
+    WorkConstraints,
 )
+from nodeagent.model.values import DEFAULT_USER_IDENTITY, EnvironmentSetting
 
 if TYPE_CHECKING:
     from nodeagent.model.base import BatchModel
@@ -43,6 +52,56 @@ Call = TypeVar("Call", bound=NodeCall)
 
 NODE_KEY = "node-key-of-a-test"
 WAIT_SECONDS = 30.0
+
+
+def task(  # noqa: PLR0913 - each is one independent property of an assignment
+    attempt_id: str,
+    command_line: str,
+    *,
+    kind: AttemptKind = AttemptKind.USER,
+    job_id: str = "job",
+    task_id: str | None = None,
+    gate: str | None = None,
+    retry_count: int = 0,
+    environment: Mapping[str, str] | None = None,
+    **constraints: object,
+) -> Assignment:
+    """An assignment as a service makes it. `gate` is the preparation attempt that it waits for."""
+    names = {AttemptKind.JOB_PREPARATION: "jobpreparation", AttemptKind.JOB_RELEASE: "jobrelease"}
+    preparation = None
+    if gate is not None:
+        preparation = PreparationGate(attempt_id=gate, task_id="jobpreparation", wait_for_success=True)
+    settings = (environment or {}).items()
+    return Assignment(
+        attempt_id=attempt_id,
+        attempt_kind=kind,
+        job_id=job_id,
+        task_id=task_id or names.get(kind, f"task-{attempt_id}"),
+        retry_count=retry_count,
+        work=Work(
+            command_line=command_line,
+            environment_settings=tuple(EnvironmentSetting(name=name, value=value) for name, value in settings),
+            constraints=WorkConstraints.model_validate({"retention_time": timedelta(days=7)} | constraints),
+            user_identity=DEFAULT_USER_IDENTITY,
+        ),
+        preparation=preparation,
+    )
+
+
+def agent_settings(folder: Path, service: str, **more: object) -> AgentSettings:
+    """Settings of an agent that lives below `folder`."""
+    facts: dict[str, object] = {
+        "service": service,
+        "node_key": NODE_KEY,
+        "node": "node-1",
+        "slots": 2,
+        "state_dir": folder / "state",
+        "root": folder / "root",
+        "retry_seconds": 0.3,
+        "call_seconds": 10,
+        "grace_seconds": 1,
+    }
+    return AgentSettings.model_validate(facts | more)
 
 
 class ScriptedService:
