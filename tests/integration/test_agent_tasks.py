@@ -332,7 +332,8 @@ async def test_files_of_a_deleted_task_and_of_a_deleted_job_go(
     service.send(task("a1", "/bin/true", task_id="one"), task("b1", "/bin/true", task_id="two"))
     await service.terminal("a1")
     await service.terminal("b1")
-    service.send(task("a2", "/bin/sh -c 'mkdir -m 000 closed; ln -s "$AZ_BATCH_NODE_ROOT_DIR/../kept" link'", task_id="one", retry_count=1))
+    script = f"mkdir -m 000 closed; ln -s {kept} link"
+    service.send(task("a2", f"/bin/sh -c '{script}'", task_id="one", retry_count=1))
     await service.terminal("a2")
 
     service.send(RemoveFiles(job_id="job", attempt_ids=("a1", "a2")))
