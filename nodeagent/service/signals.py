@@ -15,6 +15,11 @@ class Signals:
     def __init__(self) -> None:
         self._subscribers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The names that somebody listens to now."""
+        return frozenset(self._subscribers)
+
     @contextmanager
     def subscribe(self, *names: str) -> Iterator[asyncio.Event]:
         """Give an event that is set whenever one of the signals is published; clear it before looking again."""

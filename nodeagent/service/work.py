@@ -17,10 +17,10 @@ def max_task_retry_count(job: JobCreate, task: TaskCreate) -> int:
 def of_task(job: JobCreate, task: TaskCreate) -> Work:
     """Return the work of a user or job manager task."""
     constraints = task.constraints or _NO_CONSTRAINTS
-    return Work.model_construct(
+    return Work(
         command_line=task.command_line,
         environment_settings=_environment(job, task.environment_settings),
-        constraints=WorkConstraints.model_construct(
+        constraints=WorkConstraints(
             max_wall_clock_time=constraints.max_wall_clock_time,
             retention_time=constraints.retention_time,
             max_task_retry_count=max_task_retry_count(job, task),

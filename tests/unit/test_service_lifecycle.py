@@ -21,7 +21,7 @@ from nodeagent.model.enums import (
     OnAllTasksComplete,
     TaskState,
 )
-from nodeagent.model.job import JobConstraints, JobCreate, JobPreparationTask, JobReleaseTask, PoolInfo
+from nodeagent.model.job import JobConstraints, JobCreate, JobPatch, JobPreparationTask, JobReleaseTask, PoolInfo
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
     Assignment,
@@ -82,6 +82,7 @@ class Store:
         return values[0]
 
     def close(self) -> None:
+        """Close the store and remove its folder."""
         self.connection.close()
         self._folder.cleanup()
 
@@ -116,6 +117,7 @@ class FakeNode:
     seen: list[NodeMessage] = field(default_factory=list)
 
     def register(self) -> None:
+        """Register as an agent does at its start."""
         call = Register(
             node_id=self.id,
             epoch=self.epoch,
@@ -137,6 +139,7 @@ class FakeNode:
             del self.live[unknown]
 
     def heartbeat(self) -> None:
+        """Send a heartbeat, and drop what the service does not know."""
         call = Heartbeat(node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=tuple(self.live))
         answer = self.store.do(lambda tx: nodes.heartbeat(tx, call, self.store.now))
         for unknown in answer.unknown_attempts:
@@ -144,11 +147,13 @@ class FakeNode:
 
     @property
     def row(self) -> node_rows.NodeRow:
+        """The node as the service sees it."""
         found = self.store.do(lambda tx: node_rows.by_id(tx, self.id))
         assert found is not None
         return found
 
     def fetch(self) -> int:
+        """Take the messages that wait; return how many there were."""
         num = self.row.num
         found = self.store.do(lambda tx: messages.after(tx, num, self.cursor))
         for number, body in found:
@@ -172,18 +177,22 @@ class FakeNode:
                 pass
 
     def waits(self, attempt: Running) -> bool:
+        """Tell whether an attempt waits for its preparation."""
         gate = attempt.assignment.preparation
         return gate is not None and gate.attempt_id in self.live
 
     def report(self, attempt: Running, transition: Transition, **more: object) -> ReportStatus:
+        """Send the next report of an attempt."""
         attempt.seq += 1
-        report = Report(
-            attempt_id=attempt.assignment.attempt_id,
-            seq=attempt.seq,
-            transition=transition,
-            at=self.store.now,
-            start_time=self.store.now,
-            **more,
+        report = Report.model_validate(
+            {
+                "attempt_id": attempt.assignment.attempt_id,
+                "seq": attempt.seq,
+                "transition": transition,
+                "at": self.store.now,
+                "start_time": self.store.now,
+                **more,
+            }
         )
         status = self.send(report)
         attempt_id = attempt.assignment.attempt_id
@@ -195,6 +204,7 @@ class FakeNode:
         return status
 
     def send(self, report: Report) -> ReportStatus:
+        """Send one report; return what was done with it."""
         num = self.row.num
         return self.store.do(lambda tx: apply_report(tx, num, report, self.store.now)).status
 
@@ -216,9 +226,10 @@ class FakeNode:
             )
             return
         if attempt.stop is not None:
-            failure, exit_code = task_ended(attempt.stop), -15
-        else:
-            failure = exit_code_failure(exit_code) if exit_code else None
+            exit_code = -15
+        failure = None if exit_code == 0 else exit_code_failure(exit_code)
+        if attempt.stop is not None:
+            failure = task_ended(attempt.stop)
         result = ExecutionResult.SUCCESS if failure is None else ExecutionResult.FAILURE
         self.prepared[attempt.assignment.attempt_id] = result
         outcome = Outcome(
@@ -232,7 +243,8 @@ class FakeNode:
 
 
 def job_spec(job_id: str, **more: object) -> JobCreate:
-    return JobCreate(id=job_id, pool_info=PoolInfo(pool_id=POOL), **more)
+    """Return the definition of a job on the pool."""
+    return JobCreate.model_validate({"id": job_id, "pool_info": PoolInfo(pool_id=POOL), **more})
 
 
 PREPARATION = JobPreparationTask(command_line="prepare")
@@ -250,23 +262,29 @@ class World:
             node.register()
 
     def create_job(self, job_id: str = "job", **more: object) -> None:
+        """Add a job."""
         self.store.do(lambda tx: jobs.create_job(tx, job_spec(job_id, **more), self.store.now))
 
     def add_task(self, task_id: str, job_id: str = "job", slots: int = 1) -> None:
+        """Add a task to a job."""
         spec = TaskCreate(id=task_id, command_line="true", required_slots=slots)
         self.store.do(lambda tx: tasks.add_task(tx, job_id, spec, self.store.now))
 
     def job(self, job_id: str = "job") -> job_rows.JobRow:
+        """Return a job."""
         return self.store.do(lambda tx: jobs.require(tx, job_id))
 
     def task(self, task_id: str, job_id: str = "job") -> task_rows.TaskRow:
+        """Return a task."""
         return self.store.do(lambda tx: tasks.require(tx, job_id, task_id)[1])
 
     def job_node(self, node: FakeNode, job_id: str = "job") -> job_nodes.JobNodeRow:
+        """Return what a job did on a node."""
         num = self.job(job_id).num
         return next(row for row in self.store.do(lambda tx: job_nodes.of_job(tx, num)) if row.node_id == node.id)
 
     def drain_node(self, node: FakeNode) -> None:
+        """Give a node no more tasks."""
         num = node.row.num
         self.store.do(lambda tx: node_rows.set_draining(tx, num, self.store.now))
 
@@ -282,11 +300,12 @@ class World:
     def drain(self) -> None:
         """Let everything that can end, end."""
         for _ in range(1000):
-            if not any([self.step(node) for node in self.nodes]):
+            if not sum(self.step(node) for node in self.nodes):
                 return
         pytest.fail("the service never comes to rest")
 
     def verb(self, function: Callable[..., object], *arguments: object, **more: object) -> None:
+        """Run a verb of a lifecycle now."""
         self.store.do(lambda tx: _ignore(function(tx, *arguments, self.store.now, **more)))
 
 
@@ -311,7 +330,7 @@ def world(worlds: Callable[..., World]) -> World:
 
 
 def test_a_task_runs_to_its_end_with_the_states_and_times_of_batch(world: World) -> None:
-    """active → running → completed: each state shows exactly the fields that Batch shows in it."""
+    """Active → running → completed: each state shows exactly the fields that Batch shows in it."""
     world.create_job()
     world.add_task("t")
     node = world.nodes[0]
@@ -363,9 +382,7 @@ def test_reports_are_applied_once_and_in_order(world: World) -> None:
     node = world.nodes[0]
     node.fetch()
     (attempt,) = node.live.values()
-    early = Report(
-        attempt_id=attempt.assignment.attempt_id, seq=2, transition=Transition.LOST, at=world.store.now
-    )
+    early = Report(attempt_id=attempt.assignment.attempt_id, seq=2, transition=Transition.LOST, at=world.store.now)
     assert node.send(early) is ReportStatus.GAP
     node.run(attempt)
     node.finish(attempt)
@@ -519,6 +536,7 @@ def test_a_silent_node_loses_its_tasks_exactly_once(worlds: Callable[..., World]
 
 
 def node_of(world: World, task_id: str) -> str | None:
+    """Return the node of a task."""
     node = world.task(task_id).node
     return None if node is None else node.id
 
@@ -618,7 +636,7 @@ def test_a_job_ends_by_itself_when_it_asks_for_that(world: World) -> None:
     world.add_task("a")
     world.drain()
     before = world.job()
-    patch = jobs.JobPatch(on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB)
+    patch = JobPatch(on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB)
     world.verb(jobs.patch_job, "job", patch)
     job = world.job()
     assert (job.state, job.terminate_reason) == (JobState.COMPLETED, "AllTasksComplete")
@@ -626,7 +644,7 @@ def test_a_job_ends_by_itself_when_it_asks_for_that(world: World) -> None:
 
 
 def test_a_job_that_lasts_too_long_is_ended(world: World) -> None:
-    """maxWallClockTime counts from the creation of the job."""
+    """MaxWallClockTime counts from the creation of the job."""
     world.create_job(constraints=JobConstraints(max_wall_clock_time=timedelta(minutes=5)))
     world.add_task("a")
     following = world.store.do(lambda tx: deadlines.expire(tx, world.store.now, timedelta(days=1)))
@@ -696,10 +714,12 @@ class Lifecycles(RuleBasedStateMachine):
 
     @initialize(slots=st.lists(st.integers(1, 3), min_size=1, max_size=3))
     def begin(self, slots: list[int]) -> None:
+        """Start with one to three nodes."""
         self.world = World(*slots)
         self.largest = max(slots)
 
     def teardown(self) -> None:
+        """Let everything end, and see that it did."""
         if not hasattr(self, "world"):
             return
         try:
@@ -725,6 +745,7 @@ class Lifecycles(RuleBasedStateMachine):
         limit=st.sampled_from((-1, 1, 2)),
     )
     def create_job(self, job: str, *, prepared: bool, ends: bool, retries: int, limit: int) -> None:
+        """Add a job."""
         spec = job_spec(
             job,
             job_preparation_task=PREPARATION if prepared else None,
@@ -737,32 +758,38 @@ class Lifecycles(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(JOBS), number=SMALL, slots=st.integers(1, 3))
     def add_task(self, job: str, number: int, slots: int) -> None:
+        """Add a task to a job."""
         self._try(tasks.add_task, job, TaskCreate(id=f"t{number}", command_line="x", required_slots=slots))
 
     @rule(node=SMALL)
     def fetch(self, node: int) -> None:
+        """Take the messages that wait; return how many there were."""
         self.world.nodes[node % len(self.world.nodes)].fetch()
 
     @rule(node=SMALL, attempt=SMALL, exit_code=st.sampled_from((0, 0, 1, -9)))
     def go_on(self, node: int, attempt: int, exit_code: int) -> None:
+        """Let an attempt start, or end."""
         found = self._attempt(node, attempt)
         if found is not None and not found[0].waits(found[1]):
             found[0].finish(found[1], exit_code)
 
     @rule(node=SMALL, attempt=SMALL)
     def lose(self, node: int, attempt: int) -> None:
+        """Lose an attempt."""
         found = self._attempt(node, attempt)
         if found is not None:
             found[0].report(found[1], Transition.LOST)
 
     @rule(node=SMALL)
     def say_again(self, node: int) -> None:
+        """Resend a report that was sent before."""
         found = self.world.nodes[node % len(self.world.nodes)]
         for reports in found.ended.values():
             assert found.send(reports[0]) in (ReportStatus.ALREADY, ReportStatus.UNKNOWN)
 
     @rule(node=SMALL, rebooted=st.booleans())
     def restart(self, node: int, *, rebooted: bool) -> None:
+        """Restart an agent, with or without its machine."""
         found = self.world.nodes[node % len(self.world.nodes)]
         found.epoch += 1
         if rebooted:
@@ -772,6 +799,7 @@ class Lifecycles(RuleBasedStateMachine):
 
     @rule(node=SMALL)
     def go_silent_and_come_back(self, node: int) -> None:
+        """Let a node be silent for longer than its lease."""
         silent = self.world.nodes[node % len(self.world.nodes)]
         self.world.store.now += LEASE - timedelta(seconds=1)
         for other in self.world.nodes:
@@ -788,27 +816,34 @@ class Lifecycles(RuleBasedStateMachine):
         verb=st.sampled_from((tasks.terminate_task, tasks.reactivate_task, tasks.delete_task)),
     )
     def change_task(self, job: str, number: int, verb: Callable[..., object]) -> None:
+        """Terminate, reactivate or delete a task."""
         self._try(verb, job, f"t{number}")
 
     @rule(job=st.sampled_from(JOBS), how=st.sampled_from(DisableTasks))
     def disable(self, job: str, how: DisableTasks) -> None:
+        """Disable a job."""
         self._try(jobs.disable_job, job, how)
 
     @rule(job=st.sampled_from(JOBS))
     def enable(self, job: str) -> None:
+        """Enable a job."""
         self._try(jobs.enable_job, job)
 
     @rule(job=st.sampled_from(JOBS), force=st.booleans())
     def terminate(self, job: str, *, force: bool) -> None:
+        """Terminate a job."""
         self._try(jobs.terminate_job, job, force=force)
 
     @rule(job=st.sampled_from(JOBS), force=st.booleans())
     def delete(self, job: str, *, force: bool) -> None:
+        """Delete a job."""
         self._try(jobs.delete_job, job, force=force)
 
     @invariant()
     @precondition(lambda self: hasattr(self, "world"))
     def counts_equal_a_full_listing(self) -> None:
+        """The counters are those that a full listing gives."""
+
         def check(tx: Transaction) -> None:
             for job in job_rows.page(tx):
                 listed = task_rows.page(tx, job.num)
@@ -829,6 +864,8 @@ class Lifecycles(RuleBasedStateMachine):
     @invariant()
     @precondition(lambda self: hasattr(self, "world"))
     def slots_are_never_oversubscribed(self) -> None:
+        """What is free and what is held make up the slots of each node (I8)."""
+
         def check(tx: Transaction) -> None:
             rows = tx.execute(
                 "SELECT n.id, n.slots, n.free_slots, n.running_tasks,"

@@ -36,7 +36,7 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
     state = TaskState.ACTIVE if gate is None else TaskState.PREPARING
     tasks.assign(tx, task.num, attempt_num, place, state, now)
     counts.move(tx, job.num, task.state.value, state.value, task.required_slots)
-    assignment = Assignment.model_construct(
+    assignment = Assignment(
         attempt_id=attempt_id,
         attempt_kind=task.kind,
         job_id=job.id,

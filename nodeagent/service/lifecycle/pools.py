@@ -90,10 +90,13 @@ def advance(tx: Transaction, pool_id: str) -> None:
         return
     remaining = 0
     for node in nodes.of_pool(tx, pool.num):
-        if any(attempt.live for attempt in attempts.open_on_node(tx, node.num)):
+        held = attempts.open_on_node(tx, node.num)
+        if any(attempt.live for attempt in held):
             remaining += 1
-        else:
-            nodes.delete(tx, node.num)
+            continue
+        for attempt in held:
+            attempts.free_slots(tx, attempt.num)
+        nodes.delete(tx, node.num)
     if not remaining:
         pools.delete(tx, pool.num)
         tx.signal(SCHEDULE)

@@ -46,7 +46,7 @@ def apply_report(tx: Transaction, node_num: int, report: Report, now: datetime) 
 
 
 def _result(report: Report, status: ReportStatus, expected: int | None = None) -> ReportResult:
-    return ReportResult.model_construct(attempt_id=report.attempt_id, seq=report.seq, status=status, expected=expected)
+    return ReportResult(attempt_id=report.attempt_id, seq=report.seq, status=status, expected=expected)
 
 
 def _apply(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:

@@ -68,7 +68,7 @@ async def _reports(request: web.Request) -> web.Response:
         return results
 
     results = await request.app[DATABASE].write(apply)
-    return json_answer(ReportsAnswer.model_construct(results=tuple(results)))
+    return json_answer(ReportsAnswer(results=tuple(results)))
 
 
 def _require_outcome(report: Report) -> None:

@@ -169,8 +169,9 @@ def set_ended(
 
 
 def free_slots(tx: Transaction, num: int) -> None:
-    """Record that a given up attempt is gone from its node."""
+    """Record that a given up attempt is gone from its node; if its job is gone too, so is its row."""
     tx.execute("UPDATE attempts SET slots_held = 0 WHERE num = ?", (num,))
+    tx.execute("DELETE FROM attempts WHERE num = ? AND job_num NOT IN (SELECT num FROM jobs)", (num,))
 
 
 def request_stop(tx: Transaction, num: int, reason: StopReason) -> None:
@@ -240,10 +241,14 @@ def nodes_of_job(tx: Transaction, job_num: int) -> list[int]:
 
 
 def delete_some(tx: Transaction, job_num: int, limit: int) -> int:
-    """Remove up to `limit` attempts of a job; return how many."""
+    """Remove up to `limit` attempts of a job that hold no slots; return how many.
+
+    A given up attempt that may still run keeps its row, and its slots, until its node has said that it is gone.
+    """
     return len(
         tx.execute(
-            "DELETE FROM attempts WHERE num IN (SELECT num FROM attempts WHERE job_num = ? LIMIT ?) RETURNING num",
+            "DELETE FROM attempts WHERE num IN"
+            " (SELECT num FROM attempts WHERE job_num = ? AND slots_held = 0 LIMIT ?) RETURNING num",
             (job_num, limit),
         )
     )

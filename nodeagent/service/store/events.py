@@ -11,7 +11,7 @@ SIGNAL = "events"
 
 def add(tx: Transaction, operation_name: str, properties: TaskStartEvent | TaskEndEvent, now: datetime) -> None:
     """Write an event in the transaction of what it tells of. Its number is given by the log."""
-    record = EventRecord.model_construct(seq=0, time=now, operation_name=operation_name, properties=properties)
+    record = EventRecord(seq=0, time=now, operation_name=operation_name, properties=properties)
     tx.execute("INSERT INTO events (record) VALUES (?)", (record.model_dump_json(by_alias=True, exclude={"seq"}),))
     tx.signal(SIGNAL)
 

@@ -134,7 +134,7 @@ CREATE TABLE attempts (
     num INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL,
-    job_num INTEGER NOT NULL REFERENCES jobs (num),
+    job_num INTEGER NOT NULL,
     task_num INTEGER,
     task_key TEXT NOT NULL,
     node_num INTEGER NOT NULL,

@@ -94,7 +94,7 @@ class TaskRow:
 
 
 def _execution(row: Row) -> TaskExecutionInfo:
-    return TaskExecutionInfo.model_construct(
+    return TaskExecutionInfo(
         start_time=optional_time(row[13]),
         end_time=optional_time(row[14]),
         exit_code=row[15],
