@@ -282,7 +282,7 @@ class AttemptRunner:
         return await self._end(await self._tools.runtime.wait(self.attempt.execution_id))
 
     async def _end(self, seen: runtime_base.Ended | runtime_base.Lost) -> rules.Event:
-        failpoints.hit("after_exit")
+        failpoints.hit("after_exit_seen")
         while isinstance(seen, runtime_base.Lost) and seen.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)

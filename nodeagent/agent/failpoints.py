@@ -10,7 +10,7 @@ NAMES = (
     "after_directories",
     "after_spec",
     "after_launch",
-    "after_exit",
+    "after_exit_seen",
     "after_outbox_commit",
     "before_post",
     "after_post_before_ack",
@@ -19,7 +19,7 @@ NAMES = (
     "after_bin",
     "mid_migration",
 )
-"""Every point of the agent, in the order in which an attempt meets them."""
+"""Every point of the agent. Shims inherit the environment: no name is one of theirs (nodeagent/shim)."""
 
 _name = os.environ.get(VARIABLE, "").partition(":")[0]
 
