@@ -16,12 +16,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nodeagent.model.enums import (
     DisableTasks,
     ExecutionResult,
+    JobAction,
     JobState,
     NodeState,
     OnAllTasksComplete,
+    OnTaskFailure,
     TaskState,
 )
-from nodeagent.model.job import JobConstraints, JobCreate, JobPatch, JobPreparationTask, JobReleaseTask, PoolInfo
+from nodeagent.model.job import (
+    JobConstraints,
+    JobCreate,
+    JobManagerTask,
+    JobPatch,
+    JobPreparationTask,
+    JobReleaseTask,
+    PoolInfo,
+)
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
     Assignment,
@@ -41,8 +51,9 @@ from nodeagent.model.protocol import (
     StopReason,
     Transition,
 )
-from nodeagent.model.task import TaskCreate
+from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, TaskCreate
 from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.service.background import ClockWatch
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import deadlines, jobs, nodes, placement, pools, tasks
 from nodeagent.service.lifecycle.names import SCHEDULE
@@ -641,6 +652,76 @@ def test_a_job_ends_by_itself_when_it_asks_for_that(world: World) -> None:
     job = world.job()
     assert (job.state, job.terminate_reason) == (JobState.COMPLETED, "AllTasksComplete")
     assert job.etag != before.etag
+
+
+def test_the_job_manager_has_its_node_for_itself_and_ends_its_job(world: World) -> None:
+    """It is the job's first task, takes the whole node, and its end is the job's (killJobOnCompletion)."""
+    world.create_job(job_manager_task=JobManagerTask(id="manager", command_line="m"))
+    world.add_task("a")
+    node = world.nodes[0]
+    node.fetch()
+    (manager,) = node.live.values()
+    assert manager.assignment.attempt_kind is AttemptKind.JOB_MANAGER
+    assert node.row.free_slots == 0
+    node.run(manager)
+    node.finish(manager)
+    job = world.job()
+    assert (job.state, job.terminate_reason) == (JobState.COMPLETED, "JMComplete")
+    assert world.task("a").state is TaskState.ACTIVE
+
+
+def test_a_job_manager_that_runs_again_does_not_end_its_job(world: World) -> None:
+    """A recovery is no end: the job goes on with the new attempt."""
+    world.create_job(job_manager_task=JobManagerTask(id="manager", command_line="m"))
+    node = world.nodes[0]
+    node.fetch()
+    (manager,) = node.live.values()
+    node.run(manager)
+    node.report(manager, Transition.LOST)
+    assert world.job().state is JobState.ACTIVE
+    world.drain()
+    assert world.job().terminate_reason == "JMComplete"
+
+
+EXIT_7_DISABLES = ExitConditions(
+    exit_codes=(ExitCodeMapping(code=7, exit_options=ExitOptions(job_action=JobAction.DISABLE)),),
+    default=ExitOptions(job_action=JobAction.NONE),
+)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "exit_code", "state"),
+    [
+        (None, 0, JobState.ACTIVE),
+        (None, 1, JobState.COMPLETED),
+        (EXIT_7_DISABLES, 1, JobState.ACTIVE),
+        (EXIT_7_DISABLES, 7, JobState.DISABLED),
+    ],
+)
+def test_a_failure_does_to_the_job_what_its_exit_options_say(
+    world: World, conditions: ExitConditions | None, exit_code: int, state: JobState
+) -> None:
+    """With performexitoptionsjobaction a failure ends the job unless the task says otherwise."""
+    world.create_job(on_task_failure=OnTaskFailure.PERFORM_EXIT_OPTIONS_JOB_ACTION)
+    spec = TaskCreate(id="t", command_line="x", exit_conditions=conditions)
+    world.store.do(lambda tx: tasks.add_task(tx, "job", spec, world.store.now))
+    node = world.nodes[0]
+    node.fetch()
+    (attempt,) = node.live.values()
+    node.run(attempt)
+    node.finish(attempt, exit_code)
+    job = world.job()
+    assert job.state is state
+    assert job.terminate_reason == ("TaskFailed" if state is JobState.COMPLETED else None)
+
+
+def test_a_jump_of_the_clock_is_noticed() -> None:
+    """Set by a minute or asleep for an hour: both clocks going together is no jump."""
+    watch = ClockWatch(START, 100.0)
+    assert not watch.jumped(START + timedelta(seconds=30), 130.0)
+    assert watch.jumped(START + timedelta(seconds=3630), 130.5)
+    assert watch.jumped(START, 131.0)
+    assert not watch.jumped(START + timedelta(seconds=5), 136.1)
 
 
 def test_a_job_that_lasts_too_long_is_ended(world: World) -> None:

@@ -21,6 +21,7 @@ USER_TERMINATE = "UserTerminate"
 ALL_TASKS_COMPLETE = "AllTasksComplete"
 MAX_WALL_CLOCK_TIME_EXPIRY = "MaxWallClockTimeExpiry"
 JOB_MANAGER_COMPLETE = "JMComplete"
+TASK_FAILED = "TaskFailed"
 
 _PURGE_ROWS = 1000
 _ENDING = {

@@ -16,6 +16,7 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.rules.retry import REQUEUE_REASONS, Next, after_completed
 from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
+from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.store import attempts, counts, job_nodes, nodes, tasks
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store.attempts import TASK_KINDS, AttemptRow, AttemptState
@@ -72,7 +73,8 @@ def _apply_to_task(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Re
             _task_completed(tx, job, attempt, report, _outcome(report), now)
         case Transition.LOST:
             giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
-            task_ended(tx, job, attempt, now)
+            if attempt.task_num is not None and not attempt.detached:
+                task_ended(tx, job, attempt.task_num, now)
         case Transition.RETURNED:
             _task_returned(tx, job, attempt, report, now)
 
@@ -99,7 +101,7 @@ def _task_completed(
     if follows is Next.COMPLETE:
         execution = ends.ended_execution(task, outcome, start_time=report.start_time or attempt.start_time)
         ends.complete_task(tx, job, task, execution, now)
-        task_ended(tx, job, attempt, now)
+        task_ended(tx, job, task.num, now)
     else:
         ends.requeue_task(tx, task, follows, now)
 
@@ -127,7 +129,7 @@ def _task_returned(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Re
     if attempt.stop_reason is StopReason.JOB_DISABLE_TERMINATE:
         outcome = giving_up.stopped(attempt.stop_reason, now)
         ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now)
-        task_ended(tx, job, attempt, now)
+        task_ended(tx, job, task.num, now)
     else:
         ends.requeue_task(tx, task, Next.RECOVER, now)
 
@@ -137,17 +139,6 @@ def _preparation_failed(tx: Transaction, attempt: AttemptRow) -> None:
     row = job_nodes.get(tx, attempt.job_num, attempt.node_num)
     if row is not None and row.prep_attempt is not None:
         job_nodes.set_ineligible(tx, row)
-
-
-def task_ended(tx: Transaction, job: JobRow, attempt: AttemptRow, now: datetime) -> None:
-    """Do what the end of a task does to its job."""
-    manager = job.spec.job_manager_task
-    if attempt.kind is AttemptKind.JOB_MANAGER and manager is not None and manager.kill_job_on_completion:
-        task = None if attempt.task_num is None else tasks.by_num(tx, attempt.task_num)
-        if task is not None and task.execution.end_time is not None:
-            jobs.end_job(tx, job, jobs.JOB_MANAGER_COMPLETE, now)
-            return
-    jobs.settle(tx, job.num, now)
 
 
 def _apply_to_preparation(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:

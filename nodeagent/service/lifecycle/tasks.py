@@ -8,6 +8,7 @@ from nodeagent.model.protocol import AttemptKind, StopReason
 from nodeagent.model.task import TaskConstraints, TaskCreate
 from nodeagent.service.errors import BatchError, refusal
 from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
+from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.store import attempts, counts, tasks
 from nodeagent.service.store.columns import later
@@ -98,7 +99,7 @@ def terminate_task(tx: Transaction, job_id: str, task_id: str, now: datetime) ->
     _detach(tx, task, StopReason.USER_TERMINATE)
     outcome = giving_up.stopped(StopReason.USER_TERMINATE, now)
     ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now)
-    jobs.settle(tx, job.num, now)
+    task_ended(tx, job, task.num, now)
     return require(tx, job_id, task_id)[1]
 
 

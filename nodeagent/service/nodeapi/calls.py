@@ -50,7 +50,7 @@ async def read_call(request: web.Request, model: type[C]) -> C:
         place = ".".join(str(part) for part in first["loc"]) or "body"
         raise NodeRefusedError(400, "InvalidRequestBody", f"{place}: {first['msg']}") from error
     except web.HTTPRequestEntityTooLarge as error:
-        raise NodeRefusedError(400, "InvalidRequestBody", f"the body is too large: {error.text}") from error
+        raise NodeRefusedError(413, "RequestBodyTooLarge", "send less in one call") from error
 
 
 def json_answer(model: BatchModel) -> web.Response:

@@ -294,8 +294,8 @@ def beat(tx: Transaction, num: int, host: HostStatistics | None, now: datetime) 
 
 
 def grant_grace(tx: Transaction, now: datetime) -> None:
-    """Count every node as heard of now: the service was not there to hear it."""
-    tx.execute("UPDATE nodes SET heartbeat = ? WHERE heartbeat < ?", (to_micros(now), to_micros(now)))
+    """Count every node as heard of now: the service was not there to hear it, or its clock was set."""
+    tx.execute("UPDATE nodes SET heartbeat = ?", (to_micros(now),))
 
 
 def silent_since(tx: Transaction, before: datetime) -> list[NodeRow]:
