@@ -102,9 +102,9 @@ class Node:
         return owner, int(owner.stdout.readline())
 
 
-@pytest.fixture(params=["cgroup2", "process_group"])
+@pytest.fixture(params=["auto", "process_group"])
 async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Node]:
-    """A node of each kind of boundary; at the end nothing of it is left in the kernel."""
+    """A node with the strongest kind of boundary and the weakest; at the end nothing of it is left in the kernel."""
     provider = probe.choose(f"test-{uuid.uuid4().hex}", request.param).provider
     node = Node(tmp_path, provider)
     yield node
