@@ -1,17 +1,21 @@
-"""A Batch service with one node, for tests that drive it with the unmodified SDK from another thread."""
+"""A Batch service with one node of four slots, for tests that drive it with the unmodified SDK."""
 
 import asyncio
 import base64
+import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TypeAlias, TypeVar
 
 import pytest
-from azure.batch import models
+from azure.batch import BatchClient, models
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import HttpResponseError
 from pydantic import SecretStr
@@ -24,6 +28,7 @@ from tests.integration.scripted_node import scripted_node
 ACCOUNT = "devaccount"
 KEY = base64.b64encode(b"the key of a test's account").decode()
 POOL = "local"
+NODE = "node1"
 
 Value = TypeVar("Value")
 
@@ -33,12 +38,13 @@ Sdk: TypeAlias = Any
 
 @dataclass(frozen=True)
 class BatchEndpoint:
-    """Where a service listens, and how to sign for it. Its pool has one node with four slots."""
+    """Where a service listens, how to sign for it, and its one node."""
 
     url: str
     account: str
     key: str
     pool_id: str
+    node_id: str
 
     def credential(self) -> AzureNamedKeyCredential:
         """Return the account's name and key."""
@@ -80,8 +86,8 @@ def service_thread(state_dir: Path, root: Path) -> Iterator[BatchEndpoint]:
         settings = ServiceSettings(port=0, account=ACCOUNT, key=SecretStr(KEY), state_dir=state_dir)
         async with Service(settings) as service:
             await service.ensure_pool(PoolCreate(id=POOL, vm_size="standard_d2_v2", task_slots_per_node=4))
-            async with scripted_node(service.url, service.node_key, root, pool_id=POOL):
-                started.set_result(BatchEndpoint(service.url, ACCOUNT, KEY, POOL))
+            async with scripted_node(service.url, service.node_key, root, pool_id=POOL, node_id=NODE):
+                started.set_result(BatchEndpoint(service.url, ACCOUNT, KEY, POOL, NODE))
                 await stop.wait()
 
     failures: list[BaseException] = []
@@ -106,6 +112,34 @@ def service_thread(state_dir: Path, root: Path) -> Iterator[BatchEndpoint]:
         thread.join(timeout=30)
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def local_stack(state_dir: Path) -> Iterator[BatchEndpoint]:
+    """Run `nodeagent up`: the service and a real agent, as a user would."""
+    command = [sys.executable, "-m", "nodeagent", "up", "--port", "0", "--slots", "4", "--state-dir", str(state_dir)]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            ready = json.loads(_first_line(process))
+            endpoint = BatchEndpoint(ready["endpoint"], ready["account"], ready["key"], ready["pool"], "")
+            with BatchClient(endpoint.url, endpoint.credential()) as client:
+                (node,) = eventually(lambda: list(client.list_nodes(ready["pool"])), bool)
+            yield replace(endpoint, node_id=str(node.id))
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=60)
+            finally:
+                process.kill()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    if process.stdout is None:
+        raise RuntimeError("the output of nodeagent up is not a pipe")
+    line = process.stdout.readline()
+    if not line:
+        pytest.fail(f"nodeagent up ended with {process.wait(30)} before it was ready")
+    return line
 
 
 def shell(script: str) -> str:

@@ -6,14 +6,22 @@ from collections.abc import Generator, Iterator
 import pytest
 from azure.batch import BatchClient
 
-from tests.integration.batch_endpoint import BatchEndpoint, Sdk, service_thread
+from tests.integration.batch_endpoint import BatchEndpoint, Sdk, local_stack, service_thread
 
 
-@pytest.fixture(scope="session")
-def batch_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchEndpoint]:
-    """Return a running service with a node; tests keep apart by the ids of their jobs."""
-    with service_thread(tmp_path_factory.mktemp("service"), tmp_path_factory.mktemp("node")) as endpoint:
-        yield endpoint
+@pytest.fixture(scope="session", params=["scripted", "up"])
+def batch_endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchEndpoint]:
+    """Return a running service with a node; tests keep apart by the ids of their jobs.
+
+    `scripted` has a node of few lines, so that its failures are the service's; `up` is `nodeagent up` as it ships.
+    """
+    state_dir = tmp_path_factory.mktemp("state")
+    if request.param == "up":
+        with local_stack(state_dir) as endpoint:
+            yield endpoint
+    else:
+        with service_thread(state_dir, tmp_path_factory.mktemp("node")) as endpoint:
+            yield endpoint
 
 
 @pytest.fixture

@@ -77,9 +77,9 @@ class ScriptedNode:
         node_key: str,
         root: Path,
         *,
-        pool_id: str = "local",
-        node_id: str = "node1",
-        slots: int = 4,
+        pool_id: str,
+        node_id: str,
+        slots: int,
     ) -> None:
         self._url = service_url + PREFIX
         self._headers = {"Authorization": f"Bearer {node_key}"}
@@ -367,8 +367,8 @@ class NodeFileServer:
 
 @asynccontextmanager
 async def scripted_node(
-    service_url: str, node_key: str, root: Path, *, pool_id: str = "local"
+    service_url: str, node_key: str, root: Path, *, pool_id: str, node_id: str
 ) -> AsyncIterator[ScriptedNode]:
     """Run a node of four slots in a pool."""
-    async with ScriptedNode(service_url, node_key, root, pool_id=pool_id) as node:
+    async with ScriptedNode(service_url, node_key, root, pool_id=pool_id, node_id=node_id, slots=4) as node:
         yield node

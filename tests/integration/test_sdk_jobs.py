@@ -7,7 +7,7 @@ from azure.batch import BatchClient, models
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
 
-from tests.integration.batch_endpoint import BatchEndpoint, Sdk, completed, eventually, job, refusal, shell, task
+from tests.integration.batch_endpoint import POOL, BatchEndpoint, Sdk, completed, eventually, job, refusal, shell, task
 
 pytest_plugins = ["tests.integration.batch_fixtures"]
 
@@ -222,14 +222,14 @@ def test_conditional_requests(client: Sdk, job_id: str) -> None:
     assert refusal(lambda: client.get_job(job_id, if_modified_since=new.last_modified)).status_code == 304
 
 
-def test_disable_requeues_and_enable_goes_on(client: Sdk, job_id: str) -> None:
+def test_disable_requeues_and_enable_goes_on(client: Sdk, job_id: str, batch_endpoint: BatchEndpoint) -> None:
     """A running task goes back into the queue, and runs again when the job is enabled."""
     client.create_job(job(job_id))
     script = "test -e $AZ_BATCH_NODE_SHARED_DIR/$AZ_BATCH_JOB_ID && exit 0;"
     client.create_task(job_id, task("a", f"{script} touch $AZ_BATCH_NODE_SHARED_DIR/$AZ_BATCH_JOB_ID; sleep 600"))
     eventually(lambda: client.get_task(job_id, "a"), lambda found: found.state == models.BatchTaskState.RUNNING)
     eventually(
-        lambda: [file.name for file in client.list_node_files("local", "node1", recursive=True)],
+        lambda: [file.name for file in client.list_node_files(POOL, batch_endpoint.node_id, recursive=True)],
         lambda names: f"shared/{job_id}" in names,
     )
     client.begin_disable_job(job_id, models.BatchJobDisableOptions(disable_tasks="requeue"), polling_interval=0).wait(

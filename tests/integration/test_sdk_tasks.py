@@ -134,7 +134,7 @@ def test_a_task_that_succeeded_cannot_be_reactivated(client: Sdk, job_id: str) -
     assert (type(refused), refused.error.code) == (ResourceExistsError, "TaskSucceeded")
 
 
-def test_files_of_tasks_and_nodes(client: Sdk, job_id: str) -> None:
+def test_files_of_tasks_and_nodes(client: Sdk, job_id: str, batch_endpoint: BatchEndpoint) -> None:
     """List, properties, whole, range, delete; by task and by node."""
     client.create_job(job(job_id))
     client.create_task(job_id, task("a", "printf 0123456789 > 'a b.txt'; mkdir deep; echo x > deep/file"))
@@ -160,10 +160,14 @@ def test_files_of_tasks_and_nodes(client: Sdk, job_id: str) -> None:
     assert beyond.status_code == 416
 
     root = client.get_task(job_id, "a").node_info.task_root_directory
-    whole = b"".join(client.download_node_file(POOL, "node1", f"{root}/wd/a b.txt"))
+    whole = b"".join(client.download_node_file(POOL, batch_endpoint.node_id, f"{root}/wd/a b.txt"))
     assert whole == b"0123456789"
-    assert client.get_node_file_properties(POOL, "node1", f"/{root}/stdout.txt").content_length == 0
-    assert {file.name for file in client.list_node_files(POOL, "node1")} >= {"shared", "startup", "workitems"}
+    assert client.get_node_file_properties(POOL, batch_endpoint.node_id, f"/{root}/stdout.txt").content_length == 0
+    assert {file.name for file in client.list_node_files(POOL, batch_endpoint.node_id)} >= {
+        "shared",
+        "startup",
+        "workitems",
+    }
     client.delete_task_file(job_id, "a", "wd/a b.txt")
     assert type(refusal(lambda: client.download_task_file(job_id, "a", "wd/a b.txt"))) is ResourceNotFoundError
     for path in ("../../../../etc/passwd", "wd/../../stdout.txt", "wd//deep"):
@@ -180,7 +184,7 @@ def test_a_task_that_has_not_started_has_no_files(client: Sdk, job_id: str) -> N
     assert (refused.status_code, refused.error.code) == (409, "OperationInvalidForCurrentState")
 
 
-def test_pools_and_nodes(client: Sdk, job_id: str) -> None:
+def test_pools_and_nodes(client: Sdk, job_id: str, batch_endpoint: BatchEndpoint) -> None:
     """A pool of no nodes is steady at once; the node of the local pool tells what it did."""
     name = f"pool-{job_id}"
     client.create_pool(
@@ -209,13 +213,15 @@ def test_pools_and_nodes(client: Sdk, job_id: str) -> None:
     client.create_job(job(job_id))
     client.create_task(job_id, task("a"))
     completed(client, job_id, "a")
-    node = eventually(lambda: client.get_node(POOL, "node1"), lambda found: found.state == models.BatchNodeState.IDLE)
-    assert node.affinity_id == "TVM:node1"
+    node = eventually(
+        lambda: client.get_node(POOL, batch_endpoint.node_id), lambda found: found.state == models.BatchNodeState.IDLE
+    )
+    assert node.affinity_id == f"TVM:{batch_endpoint.node_id}"
     assert node.total_tasks_run >= 1
     assert node.is_dedicated
     assert node.scheduling_state == models.SchedulingState.ENABLED
     assert (node.recent_tasks[0].job_id, node.recent_tasks[0].task_id) == (job_id, "a")
-    assert [found.id for found in client.list_nodes(POOL, filter="state eq 'idle'")] == ["node1"]
+    assert [found.id for found in client.list_nodes(POOL, filter="state eq 'idle'")] == [batch_endpoint.node_id]
     assert refusal(lambda: client.get_node(POOL, "other")).error.code == "NodeNotFound"
     (counts,) = client.list_pool_node_counts(filter=f"poolId eq '{POOL}'")
     assert (counts.dedicated.idle, counts.dedicated.total) == (1, 1)

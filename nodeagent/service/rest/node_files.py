@@ -34,8 +34,11 @@ class NodeFiles:
             self._session = None
 
     async def entries(self, server: FileServerAddress, directory: str, *, recursive: bool) -> list[dict[str, Any]]:
-        """Return what a directory holds, sorted by name. Raises BatchError `FileNotFound`, `NodeNotReady`."""
-        options = {"path": directory, "recursive": "true" if recursive else "false"}
+        """Return what a directory holds, sorted by name; the empty path is the node's root.
+
+        Raises BatchError `FileNotFound`, `NodeNotReady`.
+        """
+        options = {"path": directory or ".", "recursive": "true" if recursive else "false"}
         async with self._ask("GET", server, "/v1/list", options) as answer:
             listing = await answer.json()
         return list(listing["value"])
