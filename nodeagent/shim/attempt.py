@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from nodeagent.shim import kernel, records
@@ -46,10 +47,8 @@ def run(directory: str, attempt_id: str, tell: Callable[[str], None]) -> bool:
     lock = _take(directory)
     try:
         hit("after_lock")
-        me = os.getpid()
-        record = ShimRecord(attempt_id, me, kernel.start_ticks(me), kernel.boot_id())
         try:
-            records.write(directory, record, durable=spec.durability == "power")
+            records.write(directory, _my_record(attempt_id, os.getpid()), durable=spec.durability == "power")
         except OSError as error:
             raise Refused(f"shim.json: {error}") from error
         hit("after_shim_record")
@@ -57,6 +56,13 @@ def run(directory: str, attempt_id: str, tell: Callable[[str], None]) -> bool:
         return _Attempt(directory, spec).run()
     finally:
         os.close(lock)
+
+
+def _my_record(attempt_id: str, me: int) -> ShimRecord:
+    return ShimRecord(attempt_id, me, _my_ticks(me), kernel.boot_id())
+
+
+_my_ticks = cache(kernel.start_ticks)  # by pid, because a fork inherits the cache
 
 
 def _spec(directory: str, attempt_id: str) -> Spec:

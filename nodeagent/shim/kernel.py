@@ -60,7 +60,7 @@ def boot_id() -> str:
 
 def stat(pid: int) -> Stat | None:
     """What /proc says of a process, or None if there is none; zombies are processes too."""
-    data = _read(f"/proc/{pid}/stat")
+    data = _read(f"/proc/{pid}/stat", whole=False)
     if not data:
         return None
     fields = data.rpartition(b")")[2].split()
@@ -301,8 +301,8 @@ def _environment(pid: int) -> bytes:
             return b""
 
 
-def _read(path: str) -> bytes:
-    """A small file of /proc or of a cgroup; nothing if it is gone or is not ours to read."""
+def _read(path: str, *, whole: bool = True) -> bytes:
+    """A file of /proc or of a cgroup, or its first page; nothing if it is gone or is not ours to read."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -310,8 +310,8 @@ def _read(path: str) -> bytes:
             return b""
         raise
     try:
-        data = b""
-        while chunk := os.read(file, 65536):
+        data = os.read(file, 65536)
+        while whole and (chunk := os.read(file, 65536)):
             data += chunk
     except OSError as error:
         if error.errno in _NOT_OURS:

@@ -91,9 +91,9 @@ class Spec:
         for name in ("cwd", "stdout", "stderr"):
             if not getattr(self, name).startswith("/"):
                 raise ValueError(f"{name}: must be an absolute path, not {getattr(self, name)!r}")
-        if any("\0" in text for text in (*self.argv, *self.env, *self.env.values(), self.cwd)):
+        if "\0" in "".join((*self.argv, *self.env, *self.env.values(), self.cwd)):
             raise ValueError("argv, env, cwd: must not contain a NUL character")
-        if any("=" in name or not name for name in self.env):
+        if "" in self.env or "=" in "".join(self.env):
             raise ValueError("env: a name must not be empty nor contain '='")
         if self.durability not in ("process", "power"):
             raise ValueError(f"durability: must be 'process' or 'power', not {self.durability!r}")
@@ -207,10 +207,12 @@ def _members(value: Any) -> dict[str, Any]:  # noqa: ANN401 - json's hook takes 
     return {name: getattr(value, name) for name in value.__slots__}
 
 
+_to_json = json.JSONEncoder(default=_members, separators=(",", ":")).encode
+
+
 def encode(record: Record) -> bytes:
     """The bytes of a record, checksum included."""
-    text = json.dumps({"version": VERSION, **_members(record)}, default=_members, separators=(",", ":"))
-    body = text[:-1].encode()
+    body = _to_json({"version": VERSION, **_members(record)})[:-1].encode()
     return b'%s,"crc32":"%08x"}' % (body, zlib.crc32(body))
 
 
