@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from yarl import URL
 
 from nodeagent.model.times import http_date, parse_time, utc_now
 from nodeagent.service.app import Service
+from nodeagent.service.rest import dispatch
 from nodeagent.service.rest.routes import OPERATIONS
 from nodeagent.service.rest.sharedkey import SignedRequest, canonical_strings, signature
 from nodeagent.service.settings import ServiceSettings
@@ -250,6 +252,30 @@ async def test_a_body_above_one_mebibyte_is_refused(wire: Wire) -> None:
     ) as response:
         assert response.status == 413
     assert (await wire.call("POST", "/jobs/j/tasks", padded(limit))).status == 201
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that stalls gets 408 when the time budget of a call is over."""
+    monkeypatch.setattr(dispatch, "_BODY_SECONDS", 0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", wire.service.port)
+    lines = [f"POST /jobs?api-version={VERSION} HTTP/1.1", "Host: h", "Content-Length: 10", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in wire.headers.items()]
+    writer.write("\r\n".join([*lines, "", "{"]).encode())
+    async with asyncio.timeout(10):
+        status = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    assert status.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_with_a_wrong_encoding_is_refused(wire: Wire) -> None:
+    """400 and not 500: no fault of a client may look like one of the service."""
+    good = await wire.call("POST", "/jobs", gzip.compress(orjson.dumps(JOB)), Content_Encoding="gzip")
+    assert good.status == 201
+    bad = await wire.call("POST", "/jobs", b"this is no gzip", Content_Encoding="gzip")
+    assert (bad.status, bad.code) == (400, "InvalidRequestBody")
+    bomb = await wire.call("POST", "/jobs", gzip.compress(b" " * 30_000_000), Content_Encoding="gzip")
+    assert (bomb.status, bomb.code) == (413, "RequestBodyTooLarge")
 
 
 async def test_a_collection_has_an_outcome_for_each_task(wire: Wire) -> None:

@@ -159,6 +159,9 @@ async def _read_body(request: web.Request) -> bytes:
     except TimeoutError as error:
         text = "The request body did not arrive within the permitted time."
         raise BatchError(408, "OperationTimedOut", text) from error
+    except web.RequestPayloadError as error:
+        # a Content-Encoding that is not true, or a chunk that is none
+        raise refusal("InvalidRequestBody", ("Reason", "The body cannot be decoded.")) from error
     return bytes(body)
 
 
@@ -173,4 +176,8 @@ def _refusal(context: RestContext, request: web.Request, request_id: str, error:
         return web.Response(status=error.status, headers=headers)
     headers["Content-Type"] = JSON
     body = error_body(error, f"{_links(request).base}/$metadata", request_id, context.clock())
-    return web.Response(status=error.status, body=orjson.dumps(body), headers=headers)
+    response = web.Response(status=error.status, body=orjson.dumps(body), headers=headers)
+    if request.content.exception() is not None:
+        # what follows on this connection cannot be read: the client must not send its next request there
+        response.force_close()
+    return response

@@ -8,7 +8,7 @@ from nodeagent.model.pool import PoolCreate
 from nodeagent.rules.supported import unsupported_pool
 from nodeagent.service.lifecycle import pools as lifecycle
 from nodeagent.service.rest.call import Call
-from nodeagent.service.rest.handlers.find import find_node, find_pool
+from nodeagent.service.rest.handlers.find import find_node
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.reply import Reply, created
 from nodeagent.service.rest.shapes.pool import (
@@ -64,7 +64,7 @@ async def list_pools(call: Call) -> Reply:
 async def get_pool(call: Call) -> Reply:
     """Show one pool."""
     pool_id = call.variables["pool_id"]
-    row = await call.database.read(lambda tx: find_pool(tx, pool_id))
+    row = await call.database.read(lambda tx: lifecycle.require(tx, pool_id))
     call.condition.check(row.etag, row.modified)
     body = entity_reply(call, "pools", pool_shape(call.links, row), PROPERTIES)
     return Reply(200, body, call.links.pool(row.id), row.modified)
@@ -73,7 +73,7 @@ async def get_pool(call: Call) -> Reply:
 async def pool_exists(call: Call) -> Reply:
     """Tell whether a pool exists, by the status alone."""
     pool_id = call.variables["pool_id"]
-    row = await call.database.read(lambda tx: find_pool(tx, pool_id))
+    row = await call.database.read(lambda tx: lifecycle.require(tx, pool_id))
     call.condition.check(row.etag, row.modified)
     return Reply(200, url=call.links.pool(row.id), modified=row.modified)
 
@@ -83,7 +83,7 @@ async def delete_pool(call: Call) -> Reply:
     pool_id, now = call.variables["pool_id"], call.context.clock()
 
     def delete(tx: Transaction) -> None:
-        row = find_pool(tx, pool_id)
+        row = lifecycle.require(tx, pool_id)
         call.condition.check(row.etag, row.modified)
         lifecycle.delete_pool(tx, pool_id, now)
 
@@ -107,7 +107,7 @@ async def list_nodes(call: Call) -> Reply:
     pool_id = call.variables["pool_id"]
 
     def fetch(tx: Transaction, page: Page) -> list[NodeEntry]:
-        find_pool(tx, pool_id)
+        lifecycle.require(tx, pool_id)
         rows = nodes.page(tx, pool_id, after=page.after, limit=page.limit, where=page.where)
         return [(row, tasks.recent_on_node(tx, row.num)) for row in rows]
 
