@@ -502,6 +502,22 @@ async def test_files_over_the_wire(wire: Wire, tmp_path: Path) -> None:
     assert (gone.status, gone.code) == (409, "NodeNotReady")
 
 
+async def test_a_restarted_service_answers_as_before(tmp_path: Path) -> None:
+    """Entities, ETags and counts are those of before; only the address may have changed."""
+    settings = ServiceSettings(port=0, key=SecretStr(KEY), bearer_token=SecretStr("let-me-in"), state_dir=tmp_path)
+    seen: list[list[dict[str, Any]]] = []
+    for life in range(2):
+        async with Service(settings) as service, aiohttp.ClientSession(skip_auto_headers=["Content-Type"]) as session:
+            wire = Wire(service.url, session, service)
+            if life == 0:
+                await wire.call("POST", "/jobs", JOB)
+                await wire.call("POST", "/jobs/j/tasks", TASK)
+                await wire.call("POST", "/jobs/j/tasks/t/terminate")
+            answers = [await wire.call("GET", path) for path in ("/jobs/j", "/jobs/j/tasks/t", "/jobs/j/taskcounts")]
+            seen.append([{**answer.body, "url": "", "odata.metadata": ""} for answer in answers])
+    assert seen[0] == seen[1]
+
+
 async def test_loose_accepts_what_is_not_built(tmp_path: Path) -> None:
     """The property is kept and shown, and has no effect."""
     settings = ServiceSettings(

@@ -1,7 +1,7 @@
 """Requests taken apart: paths, query names, conditions, paging tokens, `$select`, and bodies with faults."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nodeagent.model.job import JobCreate, JobPatch
 from nodeagent.model.pool import PoolCreate
-from nodeagent.model.task import TaskCreate
+from nodeagent.model.task import TaskConstraints, TaskCreate
 from nodeagent.model.times import etag
 from nodeagent.service.errors import BatchError
 from nodeagent.service.rest.conditions import parse_condition
@@ -270,6 +270,32 @@ def test_faults_of_a_job_name_the_property(change: dict[str, Any], code: str, na
     refused = refusal_of(parse, JobCreate, JOB | change)
     assert (refused.status, refused.code) == (400, code)
     assert dict(refused.values)["PropertyName"].endswith(name)
+
+
+ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
+
+@given(st.text(ID_CHARACTERS, min_size=1, max_size=64) | st.text(ID_CHARACTERS + "\n\x00 .:~/é", max_size=66))
+def test_ids_have_one_alphabet_and_a_length(text: str) -> None:
+    """1 to 64 letters, digits, hyphens, underscores; kept as given; anything else is refused by name."""
+    body = {"id": text, "commandLine": "a"}
+    if 1 <= len(text) <= 64 and set(text) <= set(ID_CHARACTERS):
+        assert parse(TaskCreate, body).id == text
+        return
+    refused = refusal_of(parse, TaskCreate, body)
+    assert (refused.code, dict(refused.values)["PropertyName"]) == ("InvalidPropertyValue", "id")
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 999_999))
+def test_durations_are_normalised_and_mean_the_same(hours: int, minutes: int, seconds: int, micros: int) -> None:
+    """However a client writes a duration, the reply has one form of it, which reads back as itself."""
+    written = f"PT{hours:02}H{minutes:02}M{seconds:02}.{micros:06}S"
+    first = parse(TaskConstraints, {"maxWallClockTime": written})
+    shown = first.to_wire()["maxWallClockTime"]
+    assert first.max_wall_clock_time == timedelta(hours=hours, minutes=minutes, seconds=seconds, microseconds=micros)
+    again = parse(TaskConstraints, {"maxWallClockTime": shown})
+    assert again == first
+    assert again.to_wire()["maxWallClockTime"] == shown
 
 
 def test_values_that_may_be_secret_are_not_repeated() -> None:
