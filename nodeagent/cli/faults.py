@@ -40,14 +40,12 @@ def _ours(error: BaseException) -> tuple[str | None, int]:
     # imported here: a command that never starts a service need not load one
     from nodeagent.local.client import ServiceError, ServiceUnreachableError  # noqa: PLC0415
     from nodeagent.local.errors import AgentEndedError, FolderError, NotReadyError  # noqa: PLC0415
-    from nodeagent.local.job_file import JobFileError  # noqa: PLC0415
     from nodeagent.service.state_dir import StateInUseError  # noqa: PLC0415
     from nodeagent.service.store.migrations import NewerDatabaseError  # noqa: PLC0415
 
     if isinstance(error, AgentEndedError):
         return str(error), error.status
     statuses: dict[type[BaseException], Exit] = {
-        JobFileError: Exit.USAGE,
         FolderError: Exit.UNWRITABLE,
         NotReadyError: Exit.INTERNAL,
         StateInUseError: Exit.STATE_IN_USE,

@@ -85,7 +85,8 @@ def main() -> None:
         status = Exit.OK
     except Exception as error:  # noqa: BLE001 - known faults become one line, all others are shown whole
         message, status = told(error)
-        click.echo(f"nodeagent: {message}" if message else Redactor().text(traceback.format_exc()), err=True)
+        lines = message.splitlines() if message else []
+        click.echo("\n".join(f"nodeagent: {line}" for line in lines) or _trace(), err=True)
     sys.exit(int(status or 0))
 
 
@@ -96,3 +97,7 @@ def _refused(error: click.ClickException) -> int:
     message = error.format_message().strip().removesuffix(".")
     click.echo(f"{path}: {message[:1].lower()}{message[1:]} (see '{path} --help')", err=True)
     return Exit.USAGE
+
+
+def _trace() -> str:
+    return Redactor().text(traceback.format_exc())

@@ -15,7 +15,7 @@ from nodeagent.cli.options import FOLDER, common, log_settings, sources
 from nodeagent.cli.stack_plan import plan_of
 from nodeagent.cli.summary import print_summary
 from nodeagent.local.folders import make_folder, run_folder
-from nodeagent.local.job_file import JobFile, load
+from nodeagent.local.job_file import JobFile, JobFileError, load
 from nodeagent.local.outcome import RunOutcome
 from nodeagent.local.run import JobRun
 from nodeagent.local.settings import LocalSettings, state_home
@@ -79,6 +79,10 @@ def _read(job: Path, pool_id: str, *, loose: bool) -> JobFile:
         job_file = load(job, pool_id=pool_id, loose=loose)
     except OSError as error:
         raise CommandError(f"{job}: cannot be read: {error.strerror}", Exit.USAGE) from error
+    except JobFileError as error:
+        # as compilers do it, so that editors find the places: no program's name before the file's
+        click.echo(str(error), err=True)
+        click.get_current_context().exit(Exit.USAGE)
     for warning in job_file.warnings:
         click.echo(f"nodeagent: warning: {warning}", err=True)
     return job_file.with_job_directory()

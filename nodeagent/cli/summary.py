@@ -24,7 +24,9 @@ def print_summary(outcome: RunOutcome, stream: TextIO) -> None:
     """Print what became of a run."""
     width = max(shutil.get_terminal_size().columns, 80) if stream.isatty() else _WIDE
     console = Console(file=stream, width=width, highlight=False, soft_wrap=True)
-    console.print(_table(outcome))
+    with console.capture() as table:
+        console.print(_table(outcome))
+    click.echo("\n".join(line.rstrip() for line in table.get().splitlines()), file=stream)
     for failure in outcome.failures:
         _print_failure(console, failure)
     for release in outcome.release:
@@ -79,7 +81,7 @@ def _print_failure(console: Console, failure: Execution) -> None:
     if info:
         console.print(Text(f"  {info['category']}: {info['message']}"))
     for detail in info.get("details", ()):
-        if "\n" not in detail["value"]:
+        if detail["name"] != "StandardError":  # shown below, from the file itself
             console.print(Text(f"  {detail['name']}: {detail['value']}"))
     if failure.stderr_tail:
         console.print(Text("  last lines of stderr.txt:"))

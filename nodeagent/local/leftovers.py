@@ -1,22 +1,26 @@
 """End the tasks of nodes whose agents have gone, by the same records that an agent would recover from.
 
-The shims outlive their agent, so ending a stack means asking them: `stop.json` and a poke for each attempt that runs,
-a sweep for what lost its shim, and a sweep of every job session's boundary. What an attempt leaves behind are true
-records: the next agent on the folder reports them.
+The shims outlive their agent, so ending a stack means asking them: `stop.json` and a poke for each attempt that
+runs, a sweep for what lost its shim, and last a sweep of the boundary of the whole node. What an attempt leaves
+behind are true records: the next agent on the folder reports them.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import structlog
 
 from nodeagent.agent.errors import StateInUseError
 from nodeagent.agent.identity import StateDirectory
+from nodeagent.boundary.base import BoundaryProvider
+from nodeagent.boundary.cgroup1 import Cgroup1
+from nodeagent.boundary.cgroup2 import Cgroup2
+from nodeagent.boundary.process_group import ProcessGroup
 from nodeagent.model.protocol import StopReason
 from nodeagent.runtime.base import LostCandidate, Running, RuntimeFailure
 from nodeagent.runtime.process import ProcessRuntime
-from nodeagent.shim import kernel, records
+from nodeagent.shim import records
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +52,7 @@ async def _end_node(state_dir: Path, grace_seconds: float, hurry: asyncio.Event)
                         group.create_task(_end_attempt(runtime, name, grace_seconds, hurry))
             finally:
                 await runtime.close()
-            await asyncio.to_thread(_sweep_sessions, runtime.attempts, names)
+            await _sweep_nodes(runtime.attempts, names)
     except StateInUseError:
         log.warning("tasks are left to the agent that holds the folder", state_dir=str(state_dir))
 
@@ -57,7 +61,7 @@ def _attempts(state_dir: Path) -> list[str]:
     attempts = state_dir / "attempts"
     if not attempts.is_dir():
         return []
-    return sorted(entry.name for entry in attempts.iterdir() if (entry / records.Spec.FILE).exists())
+    return sorted(entry.name for entry in attempts.iterdir() if records.exists(str(entry), records.Spec.FILE))
 
 
 async def _end_attempt(runtime: ProcessRuntime, name: str, grace_seconds: float, hurry: asyncio.Event) -> None:
@@ -79,11 +83,32 @@ async def _kill_when_hurried(runtime: ProcessRuntime, name: str, hurry: asyncio.
     await runtime.stop(name, StopReason.DRAIN_REQUEUE, 0)
 
 
-def _sweep_sessions(attempts: Path, names: Iterable[str]) -> None:
-    """Sweep the boundaries that outlive their attempt: what preparation tasks left running for their job."""
+async def _sweep_nodes(attempts: Path, names: Iterable[str]) -> None:
+    """Sweep the node's own boundary, in which all others lie: what preparation tasks left, and idle shims."""
+    swept: set[str] = set()
     for name in names:
         spec = records.read(str(attempts / name), records.Spec)
-        if spec is not None and not spec.sweep:
-            swept = kernel.sweep_strangers(spec.boundary)
-            if swept.remaining:
-                raise RuntimeFailure(f"{swept.remaining} processes that {name} left behind will not die")
+        if spec is None:
+            continue
+        root = spec.boundary["marker"].split("/")[1]
+        if root not in swept:
+            swept.add(root)
+            await _sweep_node(spec.boundary, root)
+
+
+async def _sweep_node(boundary: Mapping[str, str], root: str) -> None:
+    whole = {"kind": boundary["kind"], "marker": f"/{root}"}
+    if "home" in boundary:
+        whole["path"] = str(Path(boundary["home"]).parent)
+    provider = _provider(whole, root)
+    left = await provider.sweep(whole)
+    if left.remaining:
+        raise RuntimeFailure(f"{left.remaining} processes of {root} will not die")
+    await provider.close()
+
+
+def _provider(whole: Mapping[str, str], root: str) -> BoundaryProvider:
+    if whole["kind"] == ProcessGroup.kind:
+        return ProcessGroup(root)
+    adapters = {Cgroup1.kind: Cgroup1, Cgroup2.kind: Cgroup2}
+    return adapters[whole["kind"]](Path(whole["path"]).parent, root)
