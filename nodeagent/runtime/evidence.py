@@ -39,10 +39,10 @@ def look(directory: str) -> Seen:
 
 def recorded(directory: str) -> Ended | Lost | None:
     """The outcome as far as it is on disk for good. Raises RecordError if a record is damaged."""
-    exited = records.read(directory, ExitRecord)
     swept = records.read(directory, SweptRecord)
     if swept is not None and swept.lost:
         return _lost(directory, swept)
+    exited = records.read(directory, ExitRecord)
     if exited is None or (swept is None and not exited.never_started and _must_sweep(directory)):
         return None
     return Ended(exited, swept)
@@ -52,17 +52,16 @@ def settle(directory: str, attempt_id: str) -> Ended | Lost:
     """See Runtime.resolve_lost. Blocks while processes die. Raises RuntimeFailure if a shim holds the attempt."""
     Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     with _held(directory):
-        damage = ""
         try:
             outcome = recorded(directory)
-        except records.RecordError as error:
-            outcome, damage = None, str(error)
+        except records.RecordError:
+            outcome = None  # what is damaged is no evidence; the lost attempt's detail names it
         if outcome is not None:
             return outcome
         shim = records.read(directory, ShimRecord)
         if shim is None:
             return _give_up(directory, attempt_id)
-        return _sweep(directory, shim, damage)
+        return _sweep(directory, shim)
 
 
 def request_stop(directory: str, reason: str, grace: float) -> None:
@@ -92,7 +91,7 @@ def _give_up(directory: str, attempt_id: str) -> Ended:
     return Ended(exited, None)
 
 
-def _sweep(directory: str, shim: ShimRecord, damage: str) -> Ended | Lost:
+def _sweep(directory: str, shim: ShimRecord) -> Ended | Lost:
     spec = records.read(directory, Spec)
     if spec is None:
         raise RuntimeFailure(f"{directory}: spec.json is gone, so its boundary is not known")
@@ -100,7 +99,10 @@ def _sweep(directory: str, shim: ShimRecord, damage: str) -> Ended | Lost:
     started = records.read(directory, StartedRecord)
     leader = (started.pid, started.start_ticks) if started and same_boot else None
     swept = kernel.sweep_strangers(spec.boundary, leader)
-    exited = None if damage else records.read(directory, ExitRecord)
+    try:
+        exited = records.read(directory, ExitRecord)
+    except records.RecordError:
+        exited = None
     record = SweptRecord(
         shim.attempt_id,
         swept.killed,
@@ -112,11 +114,14 @@ def _sweep(directory: str, shim: ShimRecord, damage: str) -> Ended | Lost:
         records.write(directory, record, durable=spec.durability == "power")
     if exited is not None:
         return Ended(exited, record)
-    return _lost(directory, record, damage)
+    return _lost(directory, record)
 
 
-def _lost(directory: str, swept: SweptRecord, damage: str = "") -> Lost:
-    why = damage or f"{directory}: the shim died before it could record an exit"
+def _lost(directory: str, swept: SweptRecord) -> Lost:
+    if records.exists(directory, ExitRecord.FILE):
+        why = f"{directory}/exit.json is damaged"
+    else:
+        why = f"{directory}: the shim died before it could record an exit"
     return Lost(
         f"{why}; {swept.killed} processes killed, {swept.remaining} remain ({swept.how})",
         swept.killed,

@@ -90,7 +90,7 @@ class ProcessRuntime:
         self._watched.clear()
         await asyncio.gather(*self._settling)
         for flight in self._flights.values():
-            flight.answer("closed")
+            flight.answer("closed", "the runtime was closed before a shim answered")
             flight.fail(RuntimeFailure("the runtime was closed; what runs goes on"))
         self._flights.clear()
         await self._zygote.close()
@@ -108,11 +108,11 @@ class ProcessRuntime:
                 break
             flight.held = asyncio.get_running_loop().create_future()  # that shim is dead and had not begun: next one
         self._flights.pop(attempt_id, None)
-        if word == "taken":
-            raise LaunchUnknown(f"{attempt_id}: {text}")
         if word == "gone":
             text = f"{_TRIES} shims died before they took it, see shim.log"
-        raise LaunchError(f"{attempt_id}: {text or word}")
+        error = (LaunchError if word in ("refused", "gone") else LaunchUnknown)(f"{attempt_id}: {text}")
+        flight.fail(error)
+        raise error
 
     async def wait(self, attempt_id: str) -> Ended | Lost:
         """See Runtime.wait. Raises RuntimeFailure if the attempt cannot be settled or the runtime is closed."""

@@ -19,7 +19,16 @@ import pytest
 
 from nodeagent.boundary import probe
 from nodeagent.boundary.base import Boundary, BoundaryError, BoundaryProvider
-from nodeagent.runtime.base import Ended, LaunchError, LaunchUnknown, Lost, NeverStarted, Running, RuntimeFailure
+from nodeagent.runtime.base import (
+    Ended,
+    LaunchError,
+    LaunchUnknown,
+    Lost,
+    LostCandidate,
+    NeverStarted,
+    Running,
+    RuntimeFailure,
+)
 from nodeagent.runtime.process import ProcessRuntime
 from nodeagent.shim import kernel, records
 from nodeagent.shim.records import Deadline, OutputCap, ShimRecord, Spec, StartedRecord, User
@@ -600,6 +609,66 @@ async def test_next_runtime_adopts_what_runs(node: Node) -> None:
     assert (first.exit.exit_code, second.exit.signal) == (31, signal.SIGTERM)
     assert await node.runtime.wait(ended.exit.attempt_id) == ended
     assert await node.runtime.resolve_lost(ended.exit.attempt_id) == ended
+
+
+async def test_closing_before_the_answer_leaves_it_open(node: Node) -> None:
+    """A launch that is cut off by close may have been taken: that is not "nothing ran", and looking tells."""
+    attempt_id = node.prepare("/bin/sh", "-c", "exit 6")
+    request = asyncio.create_task(node.runtime.launch(attempt_id))
+    await asyncio.sleep(0)
+    await node.runtime.close()
+    with pytest.raises(LaunchUnknown, match="closed"):
+        await request
+    node.runtime = ProcessRuntime(node.folder)
+    await node.runtime.open()
+    await exists(node.directory(attempt_id) / "shim.json")
+    outcome = await asyncio.wait_for(node.runtime.wait(attempt_id), 10)
+    assert isinstance(outcome, Ended)
+    assert outcome.exit.exit_code == 6
+
+
+async def test_damaged_exit_record_is_lost_not_guessed(node: Node) -> None:
+    """An exit record whose checksum does not match says nothing: the attempt is lost, and the file is named."""
+    outcome = await node.shell("exit 0")
+    attempt_id = outcome.exit.attempt_id
+    path = node.directory(attempt_id) / "exit.json"
+    path.write_bytes(path.read_bytes().replace(b'"exit_code":0', b'"exit_code":1'))
+    assert isinstance(node.runtime.look(attempt_id), LostCandidate)
+    settled = await node.runtime.wait(attempt_id)
+    assert isinstance(settled, Lost)
+    assert "exit.json is damaged" in settled.detail
+    assert node.runtime.look(attempt_id) == settled
+
+
+async def test_damaged_proof_is_made_again(node: Node) -> None:
+    """A damaged swept.json costs nothing but another sweep: the exit is still known."""
+    outcome = await node.shell("exit 4")
+    (node.directory(outcome.exit.attempt_id) / "swept.json").write_bytes(b"{}")
+    again = await node.runtime.wait(outcome.exit.attempt_id)
+    assert isinstance(again, Ended)
+    assert again.exit == outcome.exit
+    assert again.swept is not None
+    assert again.swept.remaining == 0
+    assert node.runtime.look(outcome.exit.attempt_id) == again
+
+
+async def test_attempt_of_an_earlier_boot_is_lost_without_a_hunt(node: Node) -> None:
+    """After a reboot nothing runs any more: pids of the records mean nothing, and nobody is killed for them."""
+    stranger = await node.shell("exit 0")
+    bystander = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    attempt_id = node.prepare("true")
+    folder = str(node.directory(attempt_id))
+    ticks = kernel.start_ticks(bystander.pid)
+    records.write(folder, ShimRecord(attempt_id, bystander.pid, ticks, "another-boot"))
+    records.write(folder, StartedRecord(attempt_id, bystander.pid, ticks, 1.0))
+    await node.runtime.stop(attempt_id, "user_terminate", 0)
+    outcome = await node.runtime.wait(attempt_id)
+    assert isinstance(outcome, Lost)
+    assert (outcome.killed, "reboot" in outcome.detail) == (0, True)
+    assert lives(bystander.pid)
+    bystander.kill()
+    await bystander.wait()
+    assert await node.runtime.wait(stranger.exit.attempt_id) == stranger
 
 
 async def test_closing_tells_who_waits(node: Node) -> None:
