@@ -28,8 +28,8 @@ RUN groupadd --gid 10001 nodeagent \
     && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/nodeagent
 USER 10001:10001
 
-# The state must outlive the container: after an upgrade the new agent tells the service what became of the old tasks.
-ENV NODEAGENT_STATE_DIR=/var/lib/nodeagent/state NODEAGENT_ROOT_DIR=/var/lib/nodeagent/root
+# The agent's own folder and the tasks' (its defaults are below this one) must outlive the container: after an upgrade the
+# new agent tells the service what became of the old tasks.
 VOLUME /var/lib/nodeagent
 
 # SIGTERM stops the agent and with it, other than on a machine, the tasks: a container ends with its first process.
