@@ -119,6 +119,7 @@ class AttemptRunner:
         self.retired = asyncio.Event()
         """The terminal report is acknowledged."""
         self._tools = tools
+        self._paths = tools.directories.layout.task(assignment.job_id, assignment.task_id)
         self._driver: asyncio.Task[None] | None = None
         self._spec_written = False
         self._contained: dict[str, str] | None = None
@@ -233,8 +234,7 @@ class AttemptRunner:
     async def _write_spec(self) -> None:
         """Raises OSError, CommandLineError, EnvironmentLoopError, BoundaryError."""
         tools, attempt = self._tools, self.attempt
-        node = tools.node()
-        paths = node.layout.task(self.assignment.job_id, self.assignment.task_id)
+        node, paths = tools.node(), self._paths
         self._contained = await self._boundary()
         spec = launch_spec(
             attempt,
@@ -286,9 +286,7 @@ class AttemptRunner:
         while isinstance(seen, runtime_base.Lost) and seen.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
-        node = self._tools.node()
-        paths = node.layout.task(self.assignment.job_id, self.assignment.task_id)
-        event = event_of(seen, paths.stderr, node.user_name)
+        event = event_of(seen, self._paths.stderr, self._tools.node().user_name)
         clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
             self._remove_boundary()

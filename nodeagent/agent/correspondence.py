@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -15,6 +15,8 @@ from nodeagent.model.protocol import Registered
 from nodeagent.rules.attempt import Acknowledged, Disowned, Event
 
 log = structlog.get_logger(__name__)
+
+Save = Callable[[sqlite3.Connection], None]
 
 
 class Correspondence:
@@ -29,16 +31,18 @@ class Correspondence:
         self._tasks = tasks
 
     def acknowledged(self, attempt_ids: Sequence[str]) -> None:
-        """The service has the terminal reports of these attempts."""
-        failpoint = "after_ack_commit"
-        self._tasks.create_task(self._store(self._apply(attempt_ids, Acknowledged()), failpoint))
+        """The service has the terminal reports of these attempts.
+
+        Nobody waits for that to be stored: a life that does not know it sends the reports once more.
+        """
+        self._tasks.create_task(self._store(self._apply(attempt_ids, Acknowledged()), self._database.submit_soon))
 
     def disowned(self, attempt_ids: Sequence[str]) -> None:
         """The service does not know these attempts or has given them up: stop them, report nothing."""
         changes = self._apply(attempt_ids, Disowned())
         for _, change in changes:
             log.warning("attempt disowned by the service", attempt=change.after.attempt_id, state=change.before.state)
-        self._tasks.create_task(self._store(changes))
+        self._tasks.create_task(self._store(changes, self._database.submit))
 
     async def registered(self, answer: Registered) -> None:
         """The service has registered this node."""
@@ -52,7 +56,9 @@ class Correspondence:
         changes = [(runner, runner.apply(event)) for runner in runners]
         return [(runner, change) for runner, change in changes if change.after != change.before]
 
-    async def _store(self, changes: Sequence[tuple[AttemptRunner, Change]], failpoint: str | None = None) -> None:
+    async def _store(
+        self, changes: Sequence[tuple[AttemptRunner, Change]], submit: Callable[[Save], "asyncio.Future[None]"]
+    ) -> None:
         if not changes:
             return
 
@@ -60,9 +66,9 @@ class Correspondence:
             for _, change in changes:
                 change.save(connection)
 
-        await self._database.write(save)
-        if failpoint is not None:
-            failpoints.hit(failpoint)
+        await submit(save)
+        if changes[0][1].after.acknowledged:
+            failpoints.hit("after_ack_commit")
         for runner, change in changes:
             runner.committed(change)
             runner.pursue(change.effects)

@@ -18,6 +18,8 @@ from nodeagent.agent.errors import DamagedStateError, NewerStateError, Unwritabl
 T = TypeVar("T")
 Write = Callable[[sqlite3.Connection], T]
 
+SOON_SECONDS = 0.1
+
 MIGRATIONS: Sequence[str] = (
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -81,6 +83,8 @@ class Database:
         self._synchronous = synchronous
         self._queue: SimpleQueue[tuple[Write[Any], asyncio.Future[Any]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._soon: list[tuple[Write[Any], asyncio.Future[Any]]] = []
+        self._soon_at_last: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Open and migrate. Raises NewerStateError, DamagedStateError, UnwritableError."""
@@ -94,6 +98,7 @@ class Database:
         """Commit what was asked for and close the file."""
         thread, self._thread = self._thread, None
         if thread is not None:
+            self._submit_waiting()
             self._queue.put(None)
             await asyncio.to_thread(thread.join)
 
@@ -106,8 +111,29 @@ class Database:
         if self._thread is None:
             raise RuntimeError("the database is not open")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self._soon:
+            self._submit_waiting()
         self._queue.put((write, future))
         return future
+
+    def submit_soon(self, write: Write[T]) -> "asyncio.Future[T]":
+        """As `submit`, for what is not waited for: it goes with the next transaction, at the latest in 0.1 s.
+
+        Its place in the order of writes is that of the transaction that takes it along.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._soon.append((write, future))
+        if self._soon_at_last is None:
+            self._soon_at_last = asyncio.get_running_loop().call_later(SOON_SECONDS, self._submit_waiting)
+        return future
+
+    def _submit_waiting(self) -> None:
+        if self._soon_at_last is not None:
+            self._soon_at_last.cancel()
+            self._soon_at_last = None
+        for item in self._soon:
+            self._queue.put(item)
+        self._soon.clear()
 
     async def write(self, write: Write[T]) -> T:
         """`submit` and await the commit. Returns what `write` returned; raises what it raised."""

@@ -19,6 +19,8 @@ from nodeagent.model.protocol import ReportResult, ReportsAnswer, ReportStatus
 log = structlog.get_logger(__name__)
 
 BATCH = 500
+LINGER_SECONDS = 0.05
+"""How long a report that an attempt runs may wait for company: that of a short task goes together with its end."""
 
 
 class Reporter:
@@ -37,6 +39,7 @@ class Reporter:
         self._streams: dict[str, list[OutboxRow]] = {}
         self._queue: deque[OutboxRow] = deque()
         self._waiting = asyncio.Event()
+        self._lingering: asyncio.TimerHandle | None = None
         self._batch = BATCH
 
     def add(self, rows: Iterable[OutboxRow]) -> None:
@@ -44,7 +47,14 @@ class Reporter:
         for row in rows:
             self._streams.setdefault(row.attempt_id, []).append(row)
             self._queue.append(row)
-            self._waiting.set()
+            if row.terminal:
+                self._waiting.set()
+            elif not self._waiting.is_set() and self._lingering is None:
+                self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._linger_no_more)
+
+    def _linger_no_more(self) -> None:
+        self._lingering = None
+        self._waiting.set()
 
     def drop(self, attempt_id: str) -> None:
         """Send nothing more of this attempt."""
@@ -58,6 +68,9 @@ class Reporter:
             batch = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
             if not self._queue:
                 self._waiting.clear()
+                if self._lingering is not None:
+                    self._lingering.cancel()
+                    self._lingering = None
             if batch:
                 await self._send(membership, batch)
 
