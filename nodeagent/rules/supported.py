@@ -4,6 +4,7 @@ Every capability that is built removes its line here.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from nodeagent.model.enums import AutoUserScope, ElevationLevel
@@ -61,6 +62,7 @@ def _refused(model: object, checks: dict[str, Check], prefix: str) -> list[str]:
     return [f"{prefix}{name}" for name, check in checks.items() if check(getattr(model, _snake(name), None))]
 
 
+@cache
 def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
