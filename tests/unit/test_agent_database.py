@@ -1,0 +1,179 @@
+"""agent.db: group commit, isolation of failures, migrations, and what is told of a database that is not ours."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nodeagent.agent import journal
+from nodeagent.agent.attempt_runner import change_of
+from nodeagent.agent.database import MIGRATIONS, Database
+from nodeagent.agent.errors import DamagedStateError, NewerStateError, UnwritableError
+from nodeagent.agent.testing import task
+from nodeagent.model.protocol import AttemptKind, RemoveFiles, StopReason, Sweep
+from nodeagent.rules import attempt as rules
+
+NOW = datetime(2026, 11, 21, 7, 0, 0, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """An open, empty database."""
+    opened = Database(tmp_path / "agent.db")
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def put(key: str) -> Callable[[sqlite3.Connection], int]:
+    """A write that takes a key that only one can have."""
+
+    def write(connection: sqlite3.Connection) -> int:
+        connection.execute("INSERT INTO meta VALUES (?, 'x')", (key,))
+        return int(connection.execute("SELECT count(*) FROM meta").fetchone()[0])
+
+    return write
+
+
+async def test_writes_are_committed_in_the_order_of_their_asking(database: Database) -> None:
+    """Also when many share one transaction."""
+    results = await asyncio.gather(*(database.submit(put(str(number))) for number in range(50)))
+
+    assert results == list(range(1, 51))
+
+
+async def test_a_write_that_fails_is_refused_alone(database: Database) -> None:
+    """Its neighbours in the transaction are committed, and whoever asked for it gets the error."""
+    before, twice, after = (database.submit(put(key)) for key in ("a", "a", "b"))
+
+    assert await before == 1
+    with pytest.raises(sqlite3.IntegrityError):
+        await twice
+    assert await after == 2
+
+
+async def test_a_write_without_hurry_goes_with_the_next_one(database: Database) -> None:
+    """It is there when the next write looks."""
+    soon = database.submit_soon(put("soon"))
+
+    assert await database.write(put("next")) == 2
+    assert await soon == 1
+
+
+async def test_a_write_without_hurry_does_not_wait_for_ever(database: Database) -> None:
+    """Without another write it is committed by itself."""
+    assert await database.submit_soon(put("soon")) == 1
+
+
+async def test_what_was_asked_for_is_committed_before_the_end(tmp_path: Path) -> None:
+    """Closing waits for everything, also for what had no hurry."""
+    database = Database(tmp_path / "agent.db")
+    await database.open()
+    database.submit(put("a"))
+    database.submit_soon(put("b"))
+    await database.close()
+
+    with sqlite3.connect(tmp_path / "agent.db") as connection:
+        keys = connection.execute("SELECT key FROM meta ORDER BY key").fetchall()
+    connection.close()
+    assert keys == [("a",), ("b",)]
+
+
+async def test_a_commit_is_on_the_disk(database: Database) -> None:
+    """WAL with synchronous=FULL: a commit survives a power cut."""
+
+    def pragmas(connection: sqlite3.Connection) -> tuple[str, int]:
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        return mode, connection.execute("PRAGMA synchronous").fetchone()[0]
+
+    assert await database.write(pragmas) == ("wal", 2)
+
+
+async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    """In one line that names the file."""
+    connection = sqlite3.connect(tmp_path / "agent.db")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+
+    with pytest.raises(NewerStateError, match=r"agent\.db has layout 2, this version of nodeagent knows 1"):
+        await Database(tmp_path / "agent.db").open()
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    """Guessing could run a task twice."""
+    (tmp_path / "agent.db").write_text("this is no database, and quite long enough to be looked at as one\n" * 20)
+
+    with pytest.raises(DamagedStateError):
+        await Database(tmp_path / "agent.db").open()
+
+
+async def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """With the path."""
+    with pytest.raises(UnwritableError, match=r"missing/agent\.db"):
+        await Database(tmp_path / "missing" / "agent.db").open()
+
+
+async def test_an_attempt_comes_back_as_it_was_stored(database: Database) -> None:
+    """Every field of the state machine, through each step of a preparation that fails, is retried and stopped."""
+    assignment = task("p", "/bin/true", kind=AttemptKind.JOB_PREPARATION, max_task_retry_count=3)
+    attempt = rules.new_attempt(assignment)
+    accepted, _ = rules.step(attempt, rules.Accepted(), NOW)
+    number = await database.write(lambda db: journal.insert_attempt(db, accepted, assignment))
+    assert number == 1
+
+    attempt = accepted
+    for event in (
+        rules.Ended(at=NOW, exit_code=3, stderr_tail="no"),
+        rules.Swept(Sweep(killed=2)),
+        rules.StopRequested(StopReason.JOB_TERMINATE),
+        rules.Disowned(),
+        rules.Ended(at=NOW, exit_code=-15, stop_reason=StopReason.JOB_TERMINATE),
+    ):
+        change = change_of(attempt, event, rules.step(attempt, event, NOW), NOW)
+        await database.write(change.save)
+        attempt = change.after
+        row = await database.write(lambda db: journal.attempt(db, "p"))
+        assert row is not None
+        assert row.attempt == attempt
+        assert row.assignment == assignment
+    assert attempt.muted
+
+
+async def test_executions_are_numbered_per_task_across_attempts(database: Database) -> None:
+    """A second attempt comes after all executions of the first, so that no directory has two owners."""
+    first, _ = rules.step(rules.new_attempt(task("a", "x", task_id="t")), rules.Accepted(), NOW)
+    first = replace(first, execution=2)
+    second, _ = rules.step(rules.new_attempt(task("b", "x", task_id="t")), rules.Accepted(), NOW)
+
+    assert await database.write(lambda db: journal.insert_attempt(db, first, task("a", "x", task_id="t"))) == 1
+    assert await database.write(lambda db: journal.insert_attempt(db, second, task("b", "x", task_id="t"))) == 4
+
+    rows = await database.write(lambda db: journal.executions_of_task(db, "job", "t"))
+    assert [(row.attempt_id, row.execution, row.number) for row in rows] == [
+        ("b", 0, 4),
+        ("a", 2, 3),
+        ("a", 1, 2),
+        ("a", 0, 1),
+    ]
+
+
+async def test_a_removal_of_a_job_means_what_the_job_has_here_by_then(database: Database) -> None:
+    """A job that comes again under the same name is not meant."""
+    old, new = task("a", "x"), task("b", "x")
+    await database.write(lambda db: journal.insert_attempt(db, rules.new_attempt(old), old))
+    removal = await database.write(lambda db: journal.add_removal(db, RemoveFiles(job_id="job")))
+    await database.write(lambda db: journal.insert_attempt(db, rules.new_attempt(new), new))
+
+    assert await database.write(journal.removals) == [removal]
+    mine, others = await database.write(lambda db: journal.executions_to_remove(db, removal))
+    assert [row.attempt_id for row in mine] == ["a"]
+    assert [row.attempt_id for row in others] == ["b"]
+
+    await database.write(lambda db: journal.removal_done(db, removal))
+    assert not await database.write(lambda db: journal.knows(db, "a"))
+    assert await database.write(lambda db: journal.knows(db, "b"))
+    assert await database.write(journal.removals) == []
