@@ -35,7 +35,9 @@ def _run_script(*argv: str) -> str:
     """Run one of the repository's scripts, return the last line it prints; its own words are the failure's text."""
     done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
-        pytest.fail(f"{argv[0]} failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}", pytrace=False)
+        pytest.fail(
+            f"{argv[0]} failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}", pytrace=False
+        )
     return done.stdout.strip().rpartition("\n")[2]
 
 
