@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -38,11 +39,11 @@ def parse_time(text: str) -> datetime:
 
 def format_time(value: datetime) -> str:
     """Return `2026-01-31T23:59:59.12Z`: UTC, fraction without trailing zeros."""
-    text = value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f".{value.microsecond:06d}".rstrip("0").rstrip(".")
-    return f"{text}{fraction}Z"
+    text = value.astimezone(UTC).replace(tzinfo=None).isoformat()  # several times faster than strftime
+    return f"{text.rstrip('0') if value.microsecond else text}Z"
 
 
+@lru_cache(maxsize=1024)  # nearly all tasks have one of a few durations
 def parse_duration(text: str) -> timedelta:
     """Parse an ISO 8601 duration; a year is 365 days and a month 30, as the service counts. Raises ValueError."""
     match = _DURATION.match(text.strip())
@@ -64,6 +65,7 @@ def parse_duration(text: str) -> timedelta:
     return -value if match["sign"] else min(value, UNLIMITED)
 
 
+@lru_cache(maxsize=1024)
 def format_duration(value: timedelta) -> str:
     """Return the normalised ISO 8601 form: days, hours, minutes, seconds; zero is `PT0S`."""
     if value >= UNLIMITED:
