@@ -158,7 +158,7 @@ def columns(counts: Sequence[tuple[str, int]], *, width: float = 540, height: fl
 
 def import_wheel(names: Sequence[str], weights: dict[str, int], edges: Sequence[tuple[str, str]]) -> str:
     """Draw modules on a circle and a curve for each import; a touched module shows only its own."""
-    size, radius = 860.0, 300.0
+    size, radius = 800.0, 312.0
     middle = size / 2
     turn = {name: 2 * math.pi * number / len(names) - math.pi / 2 for number, name in enumerate(names)}
     at: Callable[[str, float], tuple[float, float]] = lambda name, far: (  # noqa: E731 - two lines below it is clear

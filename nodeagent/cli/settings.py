@@ -6,6 +6,7 @@ Every value remembers where it came from, and every complaint says where the bad
 import difflib
 import json
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 CONFIG_VARIABLE = "NODEAGENT_CONFIG"
 PREFIX = "NODEAGENT_"
@@ -56,12 +58,12 @@ class Sources:
         """Merge the sources of one section; flags with the value None were not given."""
         settings: dict[str, Setting] = {}
         for key, value in self.tables.get(name, {}).items():
-            settings[key] = Setting(value, f"{self.file} [{name}]", _is_secret(model, key))
+            settings[key] = Setting(_at_home(model, key, value), f"{self.file} [{name}]", _is_secret(model, key))
         for key in model.model_fields:
             variable = f"{PREFIX}{name.upper()}_{key.upper()}"
             if variable in self.environment:
                 value = _from_text(self.environment[variable])
-                settings[key] = Setting(value, variable, _is_secret(model, key))
+                settings[key] = Setting(_at_home(model, key, value), variable, _is_secret(model, key))
         for key, value in flags.items():
             if value is not None:
                 settings[key] = Setting(value, f"--{key.replace('_', '-')}", _is_secret(model, key))
@@ -97,9 +99,8 @@ class Section(Generic[M]):
             model = self.model.model_validate({key: setting.value for key, setting in self.given.items()})
             values = {key: getattr(model, key) for key in self.model.model_fields}
         except ValidationError as error:
-            bad = [detail for detail in error.errors() if detail["type"] != "missing"]
-            if bad:
-                raise SettingsError(self._complaints(error, skip_missing=True)) from None
+            if self._complaints(error, of_values=True):
+                raise SettingsError(self._complaints(error, of_values=True)) from None
             values = {key: self._unvalidated(key) for key in self.model.model_fields}
         return {
             key: Setting(value, self.given[key].origin if key in self.given else "default", _is_secret(self.model, key))
@@ -112,20 +113,28 @@ class Section(Generic[M]):
         info = self.model.model_fields[key]
         return None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
 
-    def _complaints(self, error: ValidationError, *, skip_missing: bool = False) -> list[str]:
+    def _complaints(self, error: ValidationError, *, of_values: bool = False) -> list[str]:
+        """Return a line for each error; with `of_values` only for values that are wrong in themselves."""
         lines = []
         for detail in error.errors(include_url=False):
             key = str(detail["loc"][0]) if detail["loc"] else ""
-            if detail["type"] == "missing":
-                if not skip_missing:
-                    flag, variable = f"--{key.replace('_', '-')}", f"{PREFIX}{self.name.upper()}_{key.upper()}"
-                    lines.append(f"{self.name}.{key} is required: give {flag}, {variable} or a settings file")
+            missing = detail["type"] == "missing"
+            if of_values and (missing or not key):
                 continue
-            origin = self.given[key].origin if key in self.given else "default"
-            message = str(detail.get("ctx", {}).get("error", detail["msg"]))
-            shown = "" if not key or _is_secret(self.model, key) else f" is {detail.get('input')!r}"
-            lines.append(f"{origin}: {self.name}.{key}{shown}: {message[:1].lower()}{message[1:]}")
+            lines.append(self._missing(key) if missing else self._complaint(key, detail))
         return lines
+
+    def _missing(self, key: str) -> str:
+        flag, variable = f"--{key.replace('_', '-')}", f"{PREFIX}{self.name.upper()}_{key.upper()}"
+        return f"{self.name}.{key} is required: give {flag}, {variable} or a settings file"
+
+    def _complaint(self, key: str, detail: ErrorDetails) -> str:
+        message = str(detail.get("ctx", {}).get("error", detail["msg"]))
+        if not key:
+            return f"{self.name}: {message}"
+        origin = self.given[key].origin if key in self.given else "default"
+        shown = "" if _is_secret(self.model, key) else f" is {detail.get('input')!r}"
+        return f"{origin}: {self.name}.{key}{shown}: {message[:1].lower()}{message[1:]}"
 
 
 def read_sources(
@@ -192,7 +201,19 @@ def _from_text(text: str) -> object:
     return text
 
 
+def _at_home(model: type[BaseModel], key: str, value: object) -> object:
+    """Return a path below `~` with the home directory in its place: no shell has done it for a file."""
+    if isinstance(value, str) and value.startswith("~/") and _holds(model, key, Path):
+        return str(Path(value).expanduser())
+    return value
+
+
 def _is_secret(model: type[BaseModel], key: str) -> bool:
+    return _holds(model, key, SecretStr)
+
+
+def _holds(model: type[BaseModel], key: str, kind: type) -> bool:
+    """Tell whether a key's type is `kind`, or `kind` or None."""
     info = model.model_fields.get(key)
     annotation: Any = info.annotation if info is not None else None
-    return annotation is SecretStr or SecretStr in getattr(annotation, "__args__", ())
+    return annotation is kind or kind in typing.get_args(annotation)

@@ -12,7 +12,7 @@ _SECRET_NAME = re.compile(
 )
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # SAS signatures, plain or percent-encoded inside another URL.
-    (re.compile(r"(?i)\b(sig(?:=|%3d))[^&\s\"'<>;,)\]}]+"), rf"\1{MASK}"),
+    (re.compile(r"(?i)((?:\b|%3f|%26)sig(?:=|%3d))[^&\s\"'<>;,)\]}]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)\b(SharedKey(?:Lite)?\s+[^\s:]+:)\s*[A-Za-z0-9+/_=-]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)\b(Bearer\s+)[A-Za-z0-9._~+/=-]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)\b(Basic\s+)[A-Za-z0-9+/]{8,}={0,2}"), rf"\1{MASK}"),
