@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -87,8 +87,8 @@ class Assignments:
             case StopAttempt() as stop:
                 self._stop(taken, stop)
             case EndJobSession(job_id=job_id):
-                taken.writes.append(lambda db: journal.end_session(db, job_id))
-                taken.actions.append(lambda: self._end_session(job_id))
+                for preparation in self._tools.sessions.of_job(job_id):
+                    self._end_session(taken, job_id, preparation)
             case RemoveFiles() as removal:
                 self._remove(taken, removal)
 
@@ -131,8 +131,16 @@ class Assignments:
         taken.writes.append(save)
         taken.actions.append(lambda: self._removals.begin(noted[0]))
 
-    def _end_session(self, job_id: str) -> None:
-        self._tools.tasks.create_task(self._tools.sessions.end(job_id))
+    def _end_session(self, taken: _Taken, job_id: str, preparation: str) -> None:
+        # those that are live now: a job that is made again under the same name has a session of its own
+        live = [runner.attempt.attempt_id for runner in self._tools.attempts.of_job(job_id)]
+        tools = self._tools
+        taken.writes.append(lambda db: journal.end_session(db, preparation))
+        taken.actions.append(lambda: _spawn(tools, tools.sessions.end(preparation, live)))
+
+
+def _spawn(tools: Tools, work: Coroutine[None, None, None]) -> None:
+    tools.tasks.create_task(work)
 
 
 def _begin(runner: AttemptRunner, change: Change) -> None:

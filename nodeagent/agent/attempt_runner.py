@@ -8,7 +8,7 @@ everything that led to it is stored.
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,7 +36,7 @@ from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
 from nodeagent.rules.failures import command_refused, directory_failure
 from nodeagent.runtime import base as runtime_base
-from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime
+from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime, RuntimeFailure
 from nodeagent.shim import records
 
 log = structlog.get_logger(__name__)
@@ -178,13 +178,13 @@ class AttemptRunner:
     async def _perform(self, effect: rules.Effect) -> rules.Event | None:  # noqa: PLR0911 - one line per kind of effect
         match effect:
             case rules.Launch():
-                return await self._launch()
+                return await self._settled(self._launch())
             case rules.Look():
-                return await self._look()
+                return await self._settled(self._look())
             case rules.AwaitPreparation():
                 return await self._await_preparation()
             case rules.SweepBoundary():
-                return await self._sweep()
+                return rules.Swept(await self._sweep_once())
             case rules.Stop(reason):
                 if self._spec_written:
                     await self._tools.runtime.stop(self.attempt.execution_id, reason, self._tools.grace_seconds)
@@ -261,7 +261,7 @@ class AttemptRunner:
     async def _boundary(self) -> dict[str, str]:
         name = self.attempt.execution_id
         if self.attempt.plan.kind is AttemptKind.JOB_PREPARATION:
-            session = await self._tools.sessions.boundary(self.assignment.job_id)
+            session = await self._tools.sessions.boundary(self.attempt.attempt_id)
             return self._tools.boundaries.create(name, session)
         return self._tools.boundaries.create(name)
 
@@ -289,7 +289,7 @@ class AttemptRunner:
         event = event_of(seen, self._paths.stderr, self._tools.node().user_name)
         clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
-            self._remove_boundary()
+            await self._remove_boundary()
         return event
 
     async def _look(self, *, relaunch: bool = True) -> rules.Event:
@@ -309,31 +309,39 @@ class AttemptRunner:
             case _:
                 return await self._end(await runtime.resolve_lost(name))
 
-    async def _sweep(self) -> rules.Event:
-        boundary = self._boundary_made()
-        if boundary is None:
-            return rules.Swept(Sweep())
-        result = await self._tools.boundaries.sweep(boundary)
+    async def _settled(self, work: Coroutine[None, None, rules.Event]) -> rules.Event:
+        """Records that cannot be trusted tell nothing: what runs is ended, and the attempt is lost, not the agent."""
+        try:
+            return await work
+        except (RuntimeFailure, records.RecordError) as error:
+            log.error("records damaged", attempt=self.attempt.execution_id, why=str(error))  # noqa: TRY400 - expected
+            while (swept := await self._sweep_once()).remaining:
+                pass
+            return rules.Lost(f"{error}; {swept.killed} processes killed, none remains")
+
+    async def _sweep_once(self) -> Sweep:
+        result = await self._tools.boundaries.sweep(await self._boundary_made())
         if result.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=result.remaining)
         else:
-            self._remove_boundary()
-        return rules.Swept(Sweep(killed=result.killed, remaining=result.remaining))
+            await self._remove_boundary()
+        return Sweep(killed=result.killed, remaining=result.remaining)
 
-    def _remove_boundary(self) -> None:
-        boundary = self._boundary_made()
-        self._contained = None
-        if boundary is None:
-            return
+    async def _remove_boundary(self) -> None:
         try:
-            self._tools.boundaries.remove(boundary)
+            self._tools.boundaries.remove(await self._boundary_made())
         except BoundaryError as error:
             log.warning("boundary not removed", attempt=self.attempt.execution_id, why=str(error))
+        self._contained = None
 
-    def _boundary_made(self) -> dict[str, str] | None:
+    async def _boundary_made(self) -> dict[str, str]:
+        """The boundary as it was recorded for the launch: another life may choose another kind."""
         if self._contained is None:
-            spec = records.read(self._records(), records.Spec)
-            self._contained = None if spec is None else dict(spec.boundary)
+            try:
+                spec = records.read(self._records(), records.Spec)
+            except records.RecordError:
+                spec = None
+            self._contained = await self._boundary() if spec is None else dict(spec.boundary)
         return self._contained
 
     def _records(self) -> str:

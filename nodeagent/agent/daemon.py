@@ -6,11 +6,13 @@ Ending the agent is not a drain: tasks run on under their shims, and the next li
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -42,6 +44,8 @@ from nodeagent.runtime.zero import ZeroRuntime
 
 log = structlog.get_logger(__name__)
 
+E = TypeVar("E", bound=BaseException)
+
 READY_SECONDS = 5.0
 """How long the service manager waits for the first registration; a service that is down must not fail the unit."""
 
@@ -67,15 +71,20 @@ async def run_agent(
         with StateDirectory(settings.state_dir) as state, _stopped_by_signals(stop):
             await _live(settings, state, stop, runtime)
     except* AgentError as group:
-        error = _first(group)
-        sys.stderr.write(f"nodeagent: {error}\n")
-        status = error.exit_status
+        status = _tell(_first(group))
+    except* sqlite3.OperationalError as group:
+        status = _tell(UnwritableError(f"{settings.state_dir}/agent.db cannot be used: {_first(group)}"))
     except* _StopAsked:
         log.info("agent stopped; tasks run on")
     return status
 
 
-def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:
+def _tell(error: AgentError) -> int:
+    sys.stderr.write(f"nodeagent: {error}\n")
+    return error.exit_status
+
+
+def _first(group: BaseExceptionGroup[E]) -> E:
     inner = group.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 

@@ -59,8 +59,8 @@ MIGRATIONS: Sequence[str] = (
         PRIMARY KEY (attempt_id, seq)
     ) WITHOUT ROWID;
     CREATE TABLE job_sessions (
-        job_id TEXT PRIMARY KEY,
-        preparation TEXT NOT NULL,
+        preparation TEXT PRIMARY KEY,
+        job_id TEXT NOT NULL,
         boundary TEXT,
         ending INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID;

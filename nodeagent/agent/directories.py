@@ -6,6 +6,7 @@ in which nothing was ever begun (a life of the agent that ended early) is simply
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from nodeagent.agent.identity import make_directory
 from nodeagent.rules.layout import NodeLayout, TaskPaths, earlier_attempt_directory
 
 _MODE = 0o770
+_SHARED_MODE = 0o1777
+"""Every task may write into the shared directory, whoever it runs as."""
 _WORKING_DIRECTORY = "wd"
 
 
@@ -28,8 +31,9 @@ class Directories:
         make_directory(self.layout.root, 0o755)
         for path in self.layout.top_level():
             make_directory(path, 0o755)
-        # every task may write into the shared directory, whoever it runs as
-        self.layout.shared.chmod(0o1777)
+        shared = self.layout.shared.stat()
+        if shared.st_uid == os.geteuid() and stat.S_IMODE(shared.st_mode) != _SHARED_MODE:
+            self.layout.shared.chmod(_SHARED_MODE)
 
     def make_task(self, paths: TaskPaths) -> bool:
         """Make `<task>` and its `wd`, and return True; or return False because an earlier execution is there.

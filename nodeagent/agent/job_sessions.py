@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class JobSessions:
-    """The sessions of this node, by job."""
+    """The sessions of this node, by the preparation attempt that began them."""
 
     def __init__(self, database: Database, boundaries: BoundaryProvider, attempts: Attempts) -> None:
         self._database = database
@@ -29,45 +29,41 @@ class JobSessions:
         self._sessions: dict[str, SessionRow] = {}
 
     def load(self, rows: Iterable[SessionRow]) -> list[str]:
-        """Take over what is stored; returns the jobs whose session was being ended."""
-        self._sessions = {row.job_id: row for row in rows}
-        return [row.job_id for row in self._sessions.values() if row.ending]
+        """Take over what is stored; returns the sessions that were being ended, by preparation attempt."""
+        self._sessions = {row.preparation: row for row in rows}
+        return [row.preparation for row in self._sessions.values() if row.ending]
 
     def open(self, job_id: str, preparation: str) -> SessionRow:
-        """Begin a session, or give it a new preparation attempt; the caller stores the row (`journal.put_session`)."""
-        present = self._sessions.get(job_id)
-        row = (
-            SessionRow(job_id, preparation)
-            if present is None
-            else replace(present, preparation=preparation, ending=False)
-        )
-        self._sessions[job_id] = row
-        return row
+        """Begin a session; the caller stores the row (`journal.put_session`)."""
+        return self._sessions.setdefault(preparation, SessionRow(preparation, job_id))
 
-    async def boundary(self, job_id: str) -> dict[str, str]:
+    def of_job(self, job_id: str) -> list[str]:
+        """Return the sessions of a job, by preparation attempt."""
+        return [row.preparation for row in self._sessions.values() if row.job_id == job_id]
+
+    async def boundary(self, preparation: str) -> dict[str, str]:
         """Make the session's boundary if need be, and store what it is before anything runs in it.
 
         Raises BoundaryError.
         """
-        row = self._sessions[job_id]
-        boundary = self._boundaries.create(_name(job_id))
+        row = self._sessions[preparation]
+        boundary = self._boundaries.create(f"session-{preparation}")
         if row.boundary != boundary:
             row = replace(row, boundary=boundary)
-            self._sessions[job_id] = row
+            self._sessions[preparation] = row
             await self._database.write(lambda db: journal.put_session(db, row))
         return boundary
 
-    async def end(self, job_id: str) -> None:
-        """When no attempt of the job is live any more: sweep, prove empty, forget. Unknown jobs: nothing."""
-        row = self._sessions.get(job_id)
+    async def end(self, preparation: str, attempts: Iterable[str]) -> None:
+        """When none of these attempts of the job is live any more: sweep the session, prove it empty, forget it."""
+        await self._attempts.until_retired(attempts)
+        row = self._sessions.get(preparation)
         if row is None:
             return
-        await self._attempts.until_retired(runner.attempt.attempt_id for runner in self._attempts.of_job(job_id))
-        row = self._sessions.get(job_id, row)
         if row.boundary is not None:
-            await self._sweep(job_id, dict(row.boundary))
-        self._sessions.pop(job_id, None)
-        await self._database.write(lambda db: journal.delete_session(db, job_id))
+            await self._sweep(row.job_id, dict(row.boundary))
+        self._sessions.pop(preparation, None)
+        await self._database.write(lambda db: journal.delete_session(db, preparation))
 
     async def _sweep(self, job_id: str, boundary: dict[str, str]) -> None:
         while (result := await self._boundaries.sweep(boundary)).remaining:
@@ -78,8 +74,3 @@ class JobSessions:
             self._boundaries.remove(boundary)
         except BoundaryError as error:
             log.warning("boundary not removed", job=job_id, why=str(error))
-
-
-def _name(job_id: str) -> str:
-    # a job of a schedule has one colon in its id, and no id has a dot
-    return f"job-{job_id.replace(':', '.')}"

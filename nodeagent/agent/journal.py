@@ -36,10 +36,13 @@ class AttemptRow:
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """The session of a job on this node: its preparation attempt and the boundary of what that left running."""
+    """A job on this node, from its preparation attempt on: the boundary of what that leaves running.
 
-    job_id: str
+    A job that is deleted and made again has a session of its own: they are told apart by the preparation attempt.
+    """
+
     preparation: str
+    job_id: str
     boundary: Mapping[str, str] | None = None
     ending: bool = False
     """The service has said that the job is over here."""
@@ -260,28 +263,29 @@ def put_session(connection: sqlite3.Connection, session: SessionRow) -> None:
     """Store a job session."""
     boundary = None if session.boundary is None else json.dumps(dict(session.boundary))
     connection.execute(
-        "INSERT OR REPLACE INTO job_sessions VALUES (?, ?, ?, ?)",
-        (session.job_id, session.preparation, boundary, session.ending),
+        "INSERT INTO job_sessions VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (preparation) DO UPDATE SET boundary = excluded.boundary",
+        (session.preparation, session.job_id, boundary, session.ending),
     )
 
 
 def sessions(connection: sqlite3.Connection) -> list[SessionRow]:
     """Return all job sessions of this node."""
-    rows = connection.execute("SELECT job_id, preparation, boundary, ending FROM job_sessions")
+    rows = connection.execute("SELECT preparation, job_id, boundary, ending FROM job_sessions")
     return [
-        SessionRow(job_id, preparation, None if boundary is None else json.loads(boundary), bool(ending))
-        for job_id, preparation, boundary, ending in rows
+        SessionRow(preparation, job_id, None if boundary is None else json.loads(boundary), bool(ending))
+        for preparation, job_id, boundary, ending in rows
     ]
 
 
-def end_session(connection: sqlite3.Connection, job_id: str) -> None:
-    """Note that the service has ended a job's session."""
-    connection.execute("UPDATE job_sessions SET ending = 1 WHERE job_id = ?", (job_id,))
+def end_session(connection: sqlite3.Connection, preparation: str) -> None:
+    """Note that the service has ended a session."""
+    connection.execute("UPDATE job_sessions SET ending = 1 WHERE preparation = ?", (preparation,))
 
 
-def delete_session(connection: sqlite3.Connection, job_id: str) -> None:
-    """Forget a job's session: it was swept."""
-    connection.execute("DELETE FROM job_sessions WHERE job_id = ?", (job_id,))
+def delete_session(connection: sqlite3.Connection, preparation: str) -> None:
+    """Forget a session: it was swept."""
+    connection.execute("DELETE FROM job_sessions WHERE preparation = ?", (preparation,))
 
 
 def add_removal(connection: sqlite3.Connection, message: RemoveFiles) -> Removal:

@@ -17,9 +17,10 @@ from nodeagent.agent import journal
 from nodeagent.agent.attempt_runner import AttemptRunner, Tools
 from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.removal import Removals
-from nodeagent.model.protocol import Registered
+from nodeagent.boundary.base import BoundaryError
+from nodeagent.model.protocol import Registered, StopReason
 from nodeagent.rules.attempt import execution_id, resume
-from nodeagent.runtime.base import Running, Runtime, RuntimeFailure
+from nodeagent.runtime.base import Running, RuntimeFailure
 from nodeagent.shim import records
 from nodeagent.shim.records import RecordError
 
@@ -54,7 +55,7 @@ def load(connection: sqlite3.Connection) -> Stored:
 
 async def recover(tools: Tools, stored: Stored, removals: Removals, state: StateDirectory) -> None:
     """Take over what is stored, and begin what it asks for. The runtime is open."""
-    await _sweep_orphans(tools.runtime, stored.executions, state)
+    await _sweep_orphans(tools, stored.executions, state)
     ending = tools.sessions.load(stored.sessions)
     runners = [AttemptRunner(tools, row.attempt, row.assignment, row.number) for row in stored.attempts]
     for runner in runners:
@@ -64,27 +65,29 @@ async def recover(tools: Tools, stored: Stored, removals: Removals, state: State
         runner.pursue(resume(runner.attempt))
     for removal in stored.removals:
         removals.begin(removal)
-    for job_id in ending:
-        tools.tasks.create_task(tools.sessions.end(job_id))
+    for preparation in ending:
+        tools.tasks.create_task(tools.sessions.end(preparation, tools.attempts.ids()))
     tools.tasks.create_task(removals.empty_bin())
     log.info("recovered", attempts=len(runners), reports=len(stored.outbox), sessions=len(stored.sessions))
 
 
-async def _sweep_orphans(runtime: Runtime, known: frozenset[str], state: StateDirectory) -> None:
+async def _sweep_orphans(tools: Tools, known: frozenset[str], state: StateDirectory) -> None:
     """End and put aside executions that agent.db does not know: it was restored, or the directory is not ours."""
     names = await asyncio.to_thread(lambda: [path.name for path in state.attempts.iterdir() if path.is_dir()])
     for name in names:
         if name not in known:
-            await _sweep_orphan(runtime, state, name)
+            await _sweep_orphan(tools, state, name)
 
 
-async def _sweep_orphan(runtime: Runtime, state: StateDirectory, name: str) -> None:
+async def _sweep_orphan(tools: Tools, state: StateDirectory, name: str) -> None:
     try:
-        if records.exists(str(state.attempts / name), records.Spec.FILE):
-            if isinstance(runtime.look(name), Running):
-                await runtime.stop(name, "superseded", 0)
-            await runtime.wait(name)
-    except (RuntimeFailure, RecordError) as error:
+        spec = records.read(str(state.attempts / name), records.Spec)
+        if spec is not None:
+            if isinstance(tools.runtime.look(name), Running):
+                await tools.runtime.stop(name, StopReason.SUPERSEDED, 0)
+            await tools.runtime.wait(name)
+            tools.boundaries.remove(dict(spec.boundary))
+    except (RuntimeFailure, RecordError, BoundaryError) as error:
         # not even these records can be trusted; what may still run of it is for a person to end
         log.error("orphan not swept", execution=name, why=str(error))  # noqa: TRY400 - expected, and said in one line
     state.quarantine.mkdir(mode=0o700, exist_ok=True)

@@ -19,6 +19,8 @@ from nodeagent.model.protocol import ReportResult, ReportsAnswer, ReportStatus
 log = structlog.get_logger(__name__)
 
 BATCH = 500
+BATCH_BYTES = 512 * 1024
+"""Reports of failed tasks carry the last words of theirs; a request stays well below any service's limit."""
 LINGER_SECONDS = 0.05
 """How long a report that an attempt runs may wait for company: that of a short task goes together with its end."""
 
@@ -65,7 +67,7 @@ class Reporter:
         """Send for ever."""
         while True:
             await self._waiting.wait()
-            batch = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
+            batch = self._next_batch()
             if not self._queue:
                 self._waiting.clear()
                 if self._lingering is not None:
@@ -73,6 +75,16 @@ class Reporter:
                     self._lingering = None
             if batch:
                 await self._send(membership, batch)
+
+    def _next_batch(self) -> list[OutboxRow]:
+        batch: list[OutboxRow] = []
+        size = 0
+        while self._queue and len(batch) < self._batch:
+            size += len(self._queue[0].report)
+            if batch and size > BATCH_BYTES:
+                break
+            batch.append(self._queue.popleft())
+        return batch
 
     async def _send(self, membership: Membership, batch: Sequence[OutboxRow]) -> None:
         body = f'{{{self._head},"reports":[{",".join(row.report for row in batch)}]}}'

@@ -44,7 +44,7 @@ def components(path: str) -> tuple[str, ...]:
 @contextmanager
 def directory(root: Path, path: str) -> Iterator[int]:
     """Open a directory below `root`, for the `with` block. Raises NotThereError."""
-    handle = os.open(root, _DIRECTORY)
+    handle = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)  # the root itself is the administrator's, link or not
     try:
         for part in components(path):
             deeper = _open(part, _DIRECTORY, handle, path)

@@ -338,6 +338,48 @@ async def test_records_without_an_attempt_are_swept_and_put_aside(service: Scrip
     assert list((node.settings.state_dir / "attempts").iterdir()) == []
 
 
+@pytest.mark.parametrize("record", ["shim.json", "started.json", "exit.json"])
+async def test_a_damaged_record_costs_its_attempt_and_not_the_node(
+    record: str, service: ScriptedService, node: Node
+) -> None:
+    """No exit code is guessed: what runs is ended, the attempt is lost, and the node goes on with the others."""
+    await node.start()
+    service.send(task("a1", node.command("a1", 6, "go")), task("a2", node.command("a2", 7, "go")))
+    pids = [await node.pid_of("a1"), await node.pid_of("a2")]
+    await node.kill()
+    if record == "exit.json":
+        (node.pids / "go").touch()
+        await until(lambda: not any(alive(pid) for pid in pids), "the tasks to end")
+    path = node.settings.state_dir / "attempts" / "a1" / record
+    await until(path.exists, f"{record} to be written")
+    path.write_bytes(path.read_bytes()[:-20] + b'"crc32":"00000000"}')
+
+    await node.start()
+    lost = await service.terminal("a1")
+    (node.pids / "go").touch()
+
+    assert lost.transition is Transition.LOST
+    assert lost.outcome is None
+    assert exit_code(await service.terminal("a2")) == 7
+    assert not any(alive(pid) for pid in pids)
+    assert_ended_once(service)
+
+
+async def test_a_damaged_spec_costs_nothing_while_its_shim_lives(service: ScriptedService, node: Node) -> None:
+    """The shim has read it, and its exit record is the truth."""
+    await node.start()
+    service.send(task("a1", node.command("a1", 6, "go")))
+    await node.pid_of("a1")
+    await node.kill()
+    (node.settings.state_dir / "attempts" / "a1" / "spec.json").write_text("{")
+
+    await node.start()
+    await service.registered(2)
+    (node.pids / "go").touch()
+
+    assert exit_code(await service.terminal("a1")) == 6
+
+
 async def test_recovering_twice_changes_nothing(service: ScriptedService, node: Node) -> None:
     """I10: a life that only recovers leaves everything as the life before it did."""
     await node.start()

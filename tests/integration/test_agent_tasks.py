@@ -13,6 +13,7 @@ from nodeagent.agent.daemon import run_agent
 from nodeagent.agent.testing import ScriptedService, agent_settings, task
 from nodeagent.model.enums import ExecutionResult
 from nodeagent.model.protocol import (
+    Assignment,
     AttemptKind,
     EndJobSession,
     Outcome,
@@ -357,6 +358,29 @@ async def test_a_job_that_comes_again_keeps_its_new_files(service: ScriptedServi
 
     assert (directory(root, "t") / "stdout.txt").read_text() == "new\n"
     assert not directory(root, "t~1").exists()
+
+
+async def test_a_job_that_comes_again_has_a_session_of_its_own(service: ScriptedService, root: Path) -> None:
+    """The end of the deleted job's session sweeps what its preparation left, not what that of the new job started."""
+
+    def preparation(name: str) -> Assignment:
+        script = f'setsid sleep 300 & echo $! > "$AZ_BATCH_NODE_SHARED_DIR/{name}"'
+        return task(name, f"/bin/bash -c '{script}'", kind=AttemptKind.JOB_PREPARATION)
+
+    service.send(preparation("p1"))
+    await service.terminal("p1")
+    old = await number_in(root / "shared" / "p1")
+
+    service.send(EndJobSession(job_id="job"), RemoveFiles(job_id="job"), preparation("p2"))
+    assert outcome_of(await service.terminal("p2")).exit_code == 0
+    new = await number_in(root / "shared" / "p2")
+    await until(lambda: not alive(old), "the end of the old session")
+    await until(lambda: not directory(root, "jobpreparation~1").exists(), "the old files to go")
+
+    assert alive(new)
+    assert directory(root, "jobpreparation").is_dir()
+    service.send(EndJobSession(job_id="job"))
+    await until(lambda: not alive(new), "the end of the new session")
 
 
 async def test_records_are_out_of_the_tasks_reach(service: ScriptedService, root: Path, tmp_path: Path) -> None:
