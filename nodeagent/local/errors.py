@@ -19,3 +19,7 @@ class AgentEndedError(LocalError):
 
 class NotReadyError(LocalError):
     """The nodes did not become ready in time."""
+
+
+class FolderUsedError(LocalError):
+    """The folder holds a run of this job already."""

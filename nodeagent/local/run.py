@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from nodeagent.local.client import BatchClient, ServiceError, ServiceUnreachableError
+from nodeagent.local.errors import FolderUsedError
 from nodeagent.local.job_file import JobFile
 from nodeagent.local.outcome import Execution, RunOutcome, execution_of_task, executions_of_special
 from nodeagent.local.progress import News, Phase, Progress
@@ -45,7 +46,7 @@ class JobRun:
     async def run(self) -> RunOutcome:
         """Submit, wait, terminate, let the release run, and return what became of it all.
 
-        Raises ServiceError, ServiceUnreachableError.
+        Raises ServiceError, ServiceUnreachableError, FolderUsedError.
         """
         begun = asyncio.get_running_loop().time()
         self.progress.phase = Phase.RUNNING
@@ -57,7 +58,13 @@ class JobRun:
         return await self._outcome(asyncio.get_running_loop().time() - begun)
 
     async def _submit(self) -> None:
-        await self._client.add_job(self._file.job)
+        try:
+            await self._client.add_job(self._file.job)
+        except ServiceError as error:
+            if error.code != "JobExists":
+                raise
+            folder = self._stack.plan.state_dir
+            raise FolderUsedError(f"{folder} holds a run of job '{self._file.job.id}' already: name another") from error
         await self._client.add_tasks(self._file.job.id, self._file.tasks)
         self._tell(News(f"job {self._file.job.id}: {len(self._file.tasks)} tasks on {self.progress.slots} slots"))
 

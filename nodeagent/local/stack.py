@@ -83,8 +83,8 @@ class Stack:
         return self._client
 
     async def __aenter__(self) -> Self:
-        self.folders.make(self.plan.node_ids)
         try:
+            self.folders.make(self.plan.node_ids)
             await self._start()
         except BaseException:
             await self.close()

@@ -209,6 +209,17 @@ async def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     assert os.fspath(tmp_path) in err
 
 
+async def test_a_folder_is_for_one_run(tmp_path: Path, folder: Path) -> None:
+    """A second run of the same job on a folder is refused with one line, and the first run's files stay."""
+    path = job_file(tmp_path, job_text("once", [("t", "echo first")]))
+    assert (await nodeagent("run", path, f"--state-dir={folder}"))[0] == 0
+    status, _, err = await nodeagent("run", path, f"--state-dir={folder}")
+    assert status == 2
+    assert err == f"nodeagent: {folder} holds a run of job 'once' already: name another\n"
+    assert (folder / "nodes/node-1/root/workitems/once/job-1/t/stdout.txt").read_text() == "first\n"
+    await until_gone(folder)
+
+
 async def test_loose_lets_unsupported_properties_pass(tmp_path: Path, folder: Path) -> None:
     """Without --loose a property that is not supported is refused by name; with it there is a warning."""
     body = job_text("loose", [("t", "true")])
