@@ -226,7 +226,7 @@ async def _opened_runtime(
         yield runtime, choice.provider
     finally:
         await runtime.close()
-        if not len(attempts):
+        if not any(runner.attempt.executing for runner in attempts):
             with suppress(BoundaryError):  # what a job's preparation left running goes on in it
                 await choice.provider.close(CLOSE_SECONDS)
 

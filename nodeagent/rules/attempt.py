@@ -178,6 +178,11 @@ class Attempt:
         return self.state not in NOT_ACKNOWLEDGED
 
     @property
+    def executing(self) -> bool:
+        """A shim may hold it, and processes of it may run."""
+        return self.state in _AT_THE_SHIM or self.state is State.SWEEPING
+
+    @property
     def succeeded(self) -> bool:
         """It has completed, and with success."""
         return (

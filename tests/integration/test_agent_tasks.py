@@ -24,6 +24,7 @@ from nodeagent.model.protocol import (
     StopReason,
     Transition,
 )
+from nodeagent.shim import records
 
 
 @pytest.fixture
@@ -381,6 +382,24 @@ async def test_a_job_that_comes_again_has_a_session_of_its_own(service: Scripted
     assert directory(root, "jobpreparation").is_dir()
     service.send(EndJobSession(job_id="job"))
     await until(lambda: not alive(new), "the end of the new session")
+
+
+async def test_an_agent_that_ends_with_nothing_running_takes_its_boundary_away(
+    service: ScriptedService, tmp_path: Path
+) -> None:
+    """Cgroups are no litter; the provider is the one that `auto` picked."""
+    stop = asyncio.Event()
+    settings = agent_settings(tmp_path, service.url)
+    agent = asyncio.create_task(run_agent(settings, stop))
+    service.send(task("a1", "/bin/true"))
+    await service.terminal("a1")
+    spec = records.read(str(tmp_path / "state" / "attempts" / "a1"), records.Spec)
+    assert spec is not None
+    stop.set()
+    assert await agent == 0
+
+    if "path" in spec.boundary:
+        assert not Path(spec.boundary["path"]).parent.exists()
 
 
 async def test_records_are_out_of_the_tasks_reach(service: ScriptedService, root: Path, tmp_path: Path) -> None:
