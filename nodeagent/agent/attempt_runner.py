@@ -121,6 +121,8 @@ class AttemptRunner:
         self._tools = tools
         self._paths = tools.directories.layout.task(assignment.job_id, assignment.task_id)
         self._driver: asyncio.Task[None] | None = None
+        self._storing = False
+        """The driver stores a step: what it stores is yet to be told, so it must not be cancelled."""
         self._spec_written = False
         self._contained: dict[str, str] | None = None
         if attempt.state in rules.OVER:
@@ -147,7 +149,7 @@ class AttemptRunner:
     def pursue(self, effects: Iterable[rules.Effect]) -> None:
         """Perform the effects of an event that came from outside, or of a restart, beside whatever goes on."""
         if self.attempt.state in rules.OVER:
-            if self._driver is not None:
+            if self._driver is not None and not self._storing:
                 self._driver.cancel()  # it waits for something that does not matter any more
             return
         todo = tuple(effect for effect in effects if not isinstance(effect, rules.Send))
@@ -161,7 +163,11 @@ class AttemptRunner:
         """Step, store, and return what is to be done."""
         change = self.apply(event)
         if rules.must_commit(change.before, change.after):
-            await self._tools.database.write(change.save)
+            self._storing = True
+            try:
+                await self._tools.database.write(change.save)
+            finally:
+                self._storing = False
             if change.rows:
                 failpoints.hit("after_outbox_commit")
         self.committed(change)

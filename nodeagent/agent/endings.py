@@ -8,7 +8,7 @@ from pathlib import Path
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import Statistics, StopReason, Sweep
 from nodeagent.rules.attempt import Ended, Lost
-from nodeagent.rules.failures import STDERR_TAIL_BYTES, launch_failure
+from nodeagent.rules.failures import STDERR_TAIL_BYTES, launch_failure, preparation_failure
 from nodeagent.runtime import base as runtime
 from nodeagent.shim.records import ExecError, ExitRecord
 
@@ -43,7 +43,11 @@ def _sweep(seen: runtime.Ended) -> Sweep | None:
 
 
 def _exec_failure(error: ExecError, user: str) -> FailureInfo:
-    return launch_failure(error.errno, path=error.path, cwd=error.cwd, user=user, hint=error.hint or None)
+    hint = error.hint or None
+    if error.step == "exec":
+        return launch_failure(error.errno, path=error.path, cwd=error.cwd, user=user, hint=hint)
+    # ENOENT of the working directory is no missing program
+    return preparation_failure(error.errno, step=error.step, path=error.path, cwd=error.cwd, user=user, hint=hint)
 
 
 def _statistics(record: ExitRecord) -> Statistics | None:

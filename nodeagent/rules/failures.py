@@ -68,18 +68,12 @@ def task_ended(reason: StopReason, stderr_tail: str | None = None) -> FailureInf
 
 
 def launch_failure(number: int, *, path: str, cwd: str, user: str, hint: str | None = None) -> FailureInfo:
-    """The command could not be started: `number` is the errno that the kernel gave.
+    """The kernel refused to execute the command: `number` is the errno that it gave.
 
     A missing program is `CommandProgramNotFound`, a full disk `DiskFull`, all else `CommandLaunchFailed`
     (spec/node.md §3).
     """
-    evidence = (
-        ("Message", f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"),
-        ("Path", path),
-        ("WorkingDirectory", cwd),
-        ("User", user),
-        ("Hint", hint),
-    )
+    evidence = _launch_evidence(number, path, cwd, user, hint)
     if number == errno.ENOSPC:
         return disk_full(*evidence)
     if number in (errno.ENOENT, errno.ENOTDIR):
@@ -90,6 +84,28 @@ def launch_failure(number: int, *, path: str, cwd: str, user: str, hint: str | N
             details=_details(*evidence),
         )
     return command_refused("The command could not be launched", *evidence)
+
+
+def preparation_failure(
+    number: int, *, step: str, path: str, cwd: str, user: str, hint: str | None = None
+) -> FailureInfo:
+    """What comes before the execution of the command failed: `step` says what (working directory, output file...)."""
+    evidence = (("Step", step), *_launch_evidence(number, path, cwd, user, hint))
+    if number == errno.ENOSPC:
+        return disk_full(*evidence)
+    return command_refused("The command could not be launched", *evidence)
+
+
+def _launch_evidence(
+    number: int, path: str, cwd: str, user: str, hint: str | None
+) -> tuple[tuple[str, str | None], ...]:
+    return (
+        ("Message", f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"),
+        ("Path", path),
+        ("WorkingDirectory", cwd),
+        ("User", user),
+        ("Hint", hint),
+    )
 
 
 def command_refused(message: str, *evidence: tuple[str, str | None]) -> FailureInfo:
