@@ -18,14 +18,14 @@ def task_ended(tx: Transaction, job: JobRow, task_num: int, now: datetime) -> No
     The job manager's end ends the job if it wants that; so may a failure (`onTaskFailure`), and the last task's end
     (`onAllTasksComplete`).
     """
-    task = tasks.by_num(tx, task_num)
-    if task is None or task.state is not TaskState.COMPLETED:
-        return
     manager = job.spec.job_manager_task
-    if task.kind is AttemptKind.JOB_MANAGER and manager is not None and manager.kill_job_on_completion:
-        jobs.end_job(tx, job, jobs.JOB_MANAGER_COMPLETE, now)
-    elif job.spec.on_task_failure is OnTaskFailure.PERFORM_EXIT_OPTIONS_JOB_ACTION:
-        _perform(tx, job, _action(task), now)
+    acts = job.spec.on_task_failure is OnTaskFailure.PERFORM_EXIT_OPTIONS_JOB_ACTION
+    task = tasks.by_num(tx, task_num) if manager is not None or acts else None
+    if task is not None and task.state is TaskState.COMPLETED:
+        if task.kind is AttemptKind.JOB_MANAGER and manager is not None and manager.kill_job_on_completion:
+            jobs.end_job(tx, job, jobs.JOB_MANAGER_COMPLETE, now)
+        elif acts:
+            _perform(tx, job, _action(task), now)
     jobs.settle(tx, job.num, now)
 
 

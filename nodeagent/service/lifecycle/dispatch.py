@@ -27,15 +27,6 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
     """Give a waiting task to a node: hold the slots, queue the message, prepare the node first if it must be."""
     gate = _prepare(tx, job, node, now)
     attempt_id = attempts.new_id(now)
-    attempt_num = attempts.insert(
-        tx, NewAttempt(attempt_id, task.kind, job.num, task.num, task.id, node.num, slots), now
-    )
-    nodes.hold_slots(tx, node.num, slots)
-    counts.assign(tx, job.num, 1)
-    place = TaskNode(node.num, node.id, node.pool_id, task_directory(job.id, task.id))
-    state = TaskState.ACTIVE if gate is None else TaskState.PREPARING
-    tasks.assign(tx, task.num, attempt_num, place, state, now)
-    counts.move(tx, job.num, task.state.value, state.value, task.required_slots)
     assignment = Assignment(
         attempt_id=attempt_id,
         attempt_kind=task.kind,
@@ -47,7 +38,14 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
         work=work.of_task(job.spec, task.spec),
         preparation=gate,
     )
-    attempts.set_message(tx, attempt_num, messages.add(tx, node.num, assignment))
+    number = messages.add(tx, node.num, assignment)
+    new = NewAttempt(attempt_id, task.kind, job.num, task.num, task.id, node.num, slots, number)
+    attempt_num = attempts.insert(tx, new, now)
+    nodes.hold_slots(tx, node.num, slots)
+    place = TaskNode(node.num, node.id, node.pool_id, task_directory(job.id, task.id))
+    state = TaskState.ACTIVE if gate is None else TaskState.PREPARING
+    tasks.assign(tx, task.num, attempt_num, place, state, now)
+    counts.move(tx, job.num, task.state.value, state.value, task.required_slots)
     task_events.started(tx, job, task, place, now)
 
 
@@ -106,11 +104,9 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
 
 
 def _send(tx: Transaction, job: JobRow, node_num: int, assignment: Assignment, now: datetime) -> None:
-    new = NewAttempt(
-        assignment.attempt_id, assignment.attempt_kind, job.num, None, assignment.task_id, node_num, slots=0
-    )
-    attempt_num = attempts.insert(tx, new, now)
-    attempts.set_message(tx, attempt_num, messages.add(tx, node_num, assignment))
+    number = messages.add(tx, node_num, assignment)
+    kind, task_id = assignment.attempt_kind, assignment.task_id
+    attempts.insert(tx, NewAttempt(assignment.attempt_id, kind, job.num, None, task_id, node_num, 0, number), now)
 
 
 def stop(tx: Transaction, attempt: AttemptRow, reason: StopReason) -> None:

@@ -24,7 +24,7 @@ def close_attempt(
     now: datetime,
     outcome: Outcome | None = None,
 ) -> None:
-    """End an attempt: give its slots back, count it out, let go of its task.
+    """End an attempt: give its slots back, count it out; a task that waits for it is the caller's to move on.
 
     A given up attempt may still run, so it holds its slots until its node says otherwise.
     """
@@ -34,23 +34,35 @@ def close_attempt(
     )
     if given_up:
         dispatch.take_back(tx, attempt)
-    else:
-        nodes.hold_slots(tx, attempt.node_num, -attempt.slots_held)
     if attempt.kind not in TASK_KINDS:
         return
-    counts.assign(tx, job.num, -1)
-    if attempt.state is AttemptState.RUNNING:
-        nodes.count_running(tx, attempt.node_num, -1, -attempt.slots, now)
-    if attempt.task_num is not None:
+    ran = attempt.state is AttemptState.RUNNING
+    nodes.count_running(
+        tx,
+        attempt.node_num,
+        tasks=-1 if ran else 0,
+        slots=-attempt.slots if ran else 0,
+        freed=0 if given_up else attempt.slots_held,
+        now=now,
+    )
+    if attempt.task_num is not None and attempt.detached:
         tasks.release_attempt(tx, attempt.task_num, attempt.num)
     if attempt.remove_files:
         dispatch.remove_files(tx, job.id, attempt.node_num, (attempt.id,))
     tx.signal(SCHEDULE)
 
 
-def complete_task(tx: Transaction, job: JobRow, task: TaskRow, execution: TaskExecutionInfo, now: datetime) -> None:
-    """Move a task to completed, once and for all, and tell it."""
-    tasks.set_completed(tx, task.num, execution, now)
+def complete_task(
+    tx: Transaction,
+    job: JobRow,
+    task: TaskRow,
+    execution: TaskExecutionInfo,
+    now: datetime,
+    *,
+    attempt_num: int | None = None,
+) -> None:
+    """Move a task to completed, once and for all, and tell it; `attempt_num` is an attempt that has yet to end."""
+    tasks.set_completed(tx, task.num, execution, now, attempt_num=attempt_num)
     before = counts.bucket(task.state, task.execution.result)
     after = "succeeded" if execution.result is ExecutionResult.SUCCESS else "failed"
     counts.move(tx, job.num, before, after, task.required_slots)

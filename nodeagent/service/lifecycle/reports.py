@@ -40,9 +40,10 @@ def apply_report(tx: Transaction, node_num: int, report: Report, now: datetime) 
     job = job_rows.by_num(tx, attempt.job_num)
     if job is None:
         return _result(report, ReportStatus.UNKNOWN)
-    attempts.set_seq(tx, attempt.num, report.seq)
     if attempt.live:
         _apply(tx, job, attempt, report, now)
+    if report.transition is not Transition.RUNNING or not attempt.live:
+        attempts.set_seq(tx, attempt.num, report.seq)
     return _result(report, ReportStatus.APPLIED)
 
 
@@ -81,13 +82,16 @@ def _apply_to_task(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Re
 
 def _task_running(tx: Transaction, attempt: AttemptRow, report: Report, now: datetime) -> None:
     start_time = report.start_time or report.at
-    attempts.set_running(tx, attempt.num, start_time)
+    attempts.set_running(tx, attempt.num, seq=report.seq, start_time=start_time)
     if attempt.state is not AttemptState.RUNNING:
-        nodes.count_running(tx, attempt.node_num, 1, attempt.slots, now)
-    task = giving_up.carried_task(tx, attempt)
-    if task is not None:
-        tasks.set_running(tx, task.num, start_time=start_time, root_directory=report.task_root_directory, now=now)
-        counts.move(tx, task.job_num, task.state.value, "running", task.required_slots)
+        nodes.count_running(tx, attempt.node_num, tasks=1, slots=attempt.slots, now=now)
+    if attempt.task_num is None or attempt.detached:
+        return
+    root_directory = report.task_root_directory
+    before = tasks.set_running(tx, attempt.task_num, start_time=start_time, root_directory=root_directory, now=now)
+    if before is not None:
+        state, slots = before
+        counts.move(tx, attempt.job_num, state.value, "running", slots)
 
 
 def _task_completed(
@@ -149,7 +153,7 @@ def _apply_to_preparation(tx: Transaction, job: JobRow, attempt: AttemptRow, rep
     start_time = report.start_time or attempt.start_time or report.at
     match report.transition:
         case Transition.RUNNING:
-            attempts.set_running(tx, attempt.num, start_time)
+            attempts.set_running(tx, attempt.num, seq=report.seq, start_time=start_time)
             job_nodes.preparation_running(
                 tx,
                 row,
@@ -197,7 +201,7 @@ def _apply_to_release(tx: Transaction, job: JobRow, attempt: AttemptRow, report:
     start_time = report.start_time or attempt.start_time or report.at
     match report.transition:
         case Transition.RUNNING:
-            attempts.set_running(tx, attempt.num, start_time)
+            attempts.set_running(tx, attempt.num, seq=report.seq, start_time=start_time)
             job_nodes.release_running(tx, row, start_time=start_time, root_directory=report.task_root_directory)
         case Transition.COMPLETED:
             outcome = _outcome(report)

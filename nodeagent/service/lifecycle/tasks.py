@@ -98,7 +98,7 @@ def terminate_task(tx: Transaction, job_id: str, task_id: str, now: datetime) ->
         raise refusal("TaskCompleted")
     _detach(tx, task, StopReason.USER_TERMINATE)
     outcome = giving_up.stopped(StopReason.USER_TERMINATE, now)
-    ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now)
+    ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now, attempt_num=task.attempt_num)
     task_ended(tx, job, task.num, now)
     return require(tx, job_id, task_id)[1]
 
@@ -116,7 +116,7 @@ def reactivate_task(tx: Transaction, job_id: str, task_id: str, now: datetime) -
         raise refusal("TaskSucceeded")
     jobs.require_open(job)
     fresh = task.execution.model_copy(update={"retry_count": 0, "last_retry_time": None})
-    tasks.set_active(tx, task.num, fresh, task.system_task_version, now)
+    tasks.set_active(tx, task.num, fresh, task.system_task_version, now, attempt_num=task.attempt_num)
     counts.move(tx, job.num, "failed", TaskState.ACTIVE.value, task.required_slots)
     tx.signal(SCHEDULE)
     return require(tx, job_id, task_id)[1]

@@ -117,13 +117,14 @@ class NewAttempt:
     task_key: str
     node_num: int
     slots: int
+    message_number: int
 
 
 def insert(tx: Transaction, new: NewAttempt, now: datetime) -> int:
     """Add an attempt that holds its slots; return its number."""
     rows = tx.execute(
-        "INSERT INTO attempts (id, kind, job_num, task_num, task_key, node_num, state, slots, slots_held, assigned)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?) RETURNING num",
+        "INSERT INTO attempts (id, kind, job_num, task_num, task_key, node_num, message_number, state, slots,"
+        " slots_held, assigned) VALUES (?,?,?,?,?,?,?,?,?,?,?) RETURNING num",
         (
             new.id,
             new.kind,
@@ -131,6 +132,7 @@ def insert(tx: Transaction, new: NewAttempt, now: datetime) -> int:
             new.task_num,
             new.task_key,
             new.node_num,
+            new.message_number,
             AttemptState.ASSIGNED,
             new.slots,
             new.slots,
@@ -141,7 +143,7 @@ def insert(tx: Transaction, new: NewAttempt, now: datetime) -> int:
 
 
 def set_message(tx: Transaction, num: int, message_number: int) -> None:
-    """Record the message that carries an attempt to its node."""
+    """Record another message as the one that its node must have fetched before it can say anything of an attempt."""
     tx.execute("UPDATE attempts SET message_number = ? WHERE num = ?", (message_number, num))
 
 
@@ -150,11 +152,11 @@ def set_seq(tx: Transaction, num: int, seq: int) -> None:
     tx.execute("UPDATE attempts SET last_seq = ? WHERE num = ?", (seq, num))
 
 
-def set_running(tx: Transaction, num: int, start_time: datetime) -> None:
-    """Record that an attempt runs, for the first time or again."""
+def set_running(tx: Transaction, num: int, *, seq: int, start_time: datetime) -> None:
+    """Record that an attempt runs, for the first time or again, and the report that said so."""
     tx.execute(
-        "UPDATE attempts SET state = ?, start_time = ? WHERE num = ?",
-        (AttemptState.RUNNING, to_micros(start_time), num),
+        "UPDATE attempts SET state = ?, last_seq = ?, start_time = ? WHERE num = ?",
+        (AttemptState.RUNNING, seq, to_micros(start_time), num),
     )
 
 
@@ -233,6 +235,16 @@ def count_of_kind(tx: Transaction, job_num: int, node_num: int, kind: AttemptKin
 def delete(tx: Transaction, num: int) -> None:
     """Remove an attempt that has ended."""
     tx.execute("DELETE FROM attempts WHERE num = ?", (num,))
+
+
+def count_assigned(tx: Transaction, job_num: int) -> int:
+    """Return how many tasks of a job are at nodes: what `maxParallelTasks` limits."""
+    row = tx.one(
+        "SELECT count(*) FROM attempts"
+        " WHERE job_num = ? AND state IN ('assigned', 'running') AND kind IN ('user', 'jobManager')",
+        (job_num,),
+    )
+    return 0 if row is None else int(row[0])
 
 
 def nodes_of_job(tx: Transaction, job_num: int) -> list[int]:

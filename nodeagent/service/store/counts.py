@@ -62,8 +62,3 @@ def move(tx: Transaction, job_num: int, before: str, after: str, slots: int) -> 
             f" {after} = {after} + 1, {after}_slots = {after}_slots + :slots WHERE job_num = :job",
             {"slots": slots, "job": job_num},
         )
-
-
-def assign(tx: Transaction, job_num: int, change: int) -> None:
-    """Count the user tasks of a job that hold a node's slots: what `maxParallelTasks` limits."""
-    tx.execute("UPDATE job_counts SET assigned = assigned + ? WHERE job_num = ?", (change, job_num))

@@ -37,6 +37,8 @@ class Transaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.signals: set[str] = set()
+        self.memo: dict[int, object] = {}
+        """Rows that were read and not changed since, for the module that owns them; lost with a rollback."""
 
     def execute(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> list[Row]:
         """Run one statement and return all of its rows (of `RETURNING` too)."""
@@ -129,6 +131,7 @@ class Connection:
                 self._sqlite.execute("ROLLBACK TO one")
                 self._sqlite.execute("RELEASE one")
             tx.signals = before
+            tx.memo.clear()
             return Outcome(error=error)
         if savepoint:
             self._sqlite.execute("RELEASE one")

@@ -1,6 +1,6 @@
 """Rows of jobs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -93,9 +93,16 @@ def get(tx: Transaction, job_id: str) -> JobRow | None:
 
 
 def by_num(tx: Transaction, num: int) -> JobRow | None:
-    """Return a job by its number."""
+    """Return a job by its number; read once in a transaction unless it is changed."""
+    known = tx.memo.get(num)
+    if isinstance(known, JobRow):
+        return known
     row = tx.one(f"{_SELECT} WHERE j.num = ?", (num,))
-    return None if row is None else _row(row)
+    if row is None:
+        return None
+    found = _row(row)
+    tx.memo[num] = found
+    return found
 
 
 def page(tx: Transaction, *, after: str | None = None, limit: int = 1000, where: Where | None = None) -> list[JobRow]:
@@ -137,6 +144,7 @@ def replace_spec(
     tx: Transaction, num: int, spec: JobCreate, *, pool_id: str, deadline: datetime | None, modified: datetime
 ) -> None:
     """Give a job a new definition."""
+    tx.memo.pop(num, None)
     tx.execute(
         "UPDATE jobs SET spec = ?, pool_key = ?, pool_id = ?, priority = ?, max_parallel_tasks = ?, deadline = ?,"
         " modified = ? WHERE num = ?",
@@ -155,6 +163,7 @@ def replace_spec(
 
 def set_state(tx: Transaction, num: int, state: JobState, now: datetime) -> None:
     """Move a job to a state; the one before becomes `previous_state`."""
+    tx.memo.pop(num, None)
     tx.execute(
         "UPDATE jobs SET previous_state = state, previous_state_time = state_time, state = ?, state_time = ?"
         " WHERE num = ?",
@@ -164,6 +173,7 @@ def set_state(tx: Transaction, num: int, state: JobState, now: datetime) -> None
 
 def set_completed(tx: Transaction, num: int, now: datetime) -> None:
     """End a job. `previous_state` goes on showing what it was before it was terminating (spec/rest.md §3.1)."""
+    tx.memo.pop(num, None)
     tx.execute(
         "UPDATE jobs SET state = 'completed', state_time = :now, ended = :now, deadline = NULL WHERE num = :num",
         {"now": to_micros(now), "num": num},
@@ -172,55 +182,45 @@ def set_completed(tx: Transaction, num: int, now: datetime) -> None:
 
 def touch(tx: Transaction, num: int, modified: datetime) -> None:
     """Give a job a new ETag."""
+    tx.memo.pop(num, None)
     tx.execute("UPDATE jobs SET modified = ? WHERE num = ?", (to_micros(modified), num))
 
 
 def set_terminating(tx: Transaction, num: int, reason: str) -> None:
     """Record why a job ends; its wall clock is no longer watched."""
+    tx.memo.pop(num, None)
     tx.execute("UPDATE jobs SET terminate_reason = ?, deadline = NULL WHERE num = ?", (reason, num))
 
 
 def set_release_begun(tx: Transaction, num: int) -> None:
     """Record that the job's release has been decided: it is decided once per job."""
+    tx.memo.pop(num, None)
     tx.execute("UPDATE jobs SET release_begun = 1 WHERE num = ?", (num,))
 
 
 def forget_deadline(tx: Transaction, num: int) -> None:
     """Watch a job's wall clock no longer."""
+    tx.memo.pop(num, None)
     tx.execute("UPDATE jobs SET deadline = NULL WHERE num = ?", (num,))
 
 
 def delete(tx: Transaction, num: int) -> None:
     """Remove a job whose tasks and attempts are gone."""
+    tx.memo.pop(num, None)
     tx.execute("DELETE FROM jobs WHERE num = ?", (num,))
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingJob:
-    """What the scheduler must know of a job; `headroom` is how many more of its tasks may run, None without limit."""
+def with_waiting_tasks(tx: Transaction, pool_key: str) -> list[tuple[int, int]]:
+    """Return (number, maxParallelTasks) of the active jobs of a pool that have active tasks.
 
-    num: int
-    headroom: int | None
-    has_preparation: bool
-    exclusive_manager: bool
-
-
-def with_waiting_tasks(tx: Transaction, pool_key: str) -> Iterator[WaitingJob]:
-    """Give the active jobs of a pool that have active tasks: highest priority first, then oldest first."""
+    Highest priority first, then oldest first.
+    """
     rows = tx.execute(
-        "SELECT j.num, j.max_parallel_tasks, c.assigned, j.spec FROM jobs j JOIN job_counts c ON c.job_num = j.num"
+        "SELECT j.num, j.max_parallel_tasks FROM jobs j JOIN job_counts c ON c.job_num = j.num"
         " WHERE j.pool_key = ? AND j.state = 'active' AND c.active > 0 ORDER BY j.priority DESC, j.num",
         (pool_key,),
     )
-    for num, limit, assigned, text in rows:
-        spec = parse_spec(text)
-        manager = spec.job_manager_task
-        yield WaitingJob(
-            num=num,
-            headroom=None if limit == -1 else max(0, limit - assigned),
-            has_preparation=spec.job_preparation_task is not None,
-            exclusive_manager=manager is not None and manager.run_exclusive,
-        )
+    return [(row[0], row[1]) for row in rows]
 
 
 def deadlines_due(tx: Transaction, now: datetime) -> list[JobRow]:

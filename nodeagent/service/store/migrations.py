@@ -87,8 +87,7 @@ CREATE TABLE job_counts (
     preparing_slots INTEGER NOT NULL DEFAULT 0,
     running_slots INTEGER NOT NULL DEFAULT 0,
     succeeded_slots INTEGER NOT NULL DEFAULT 0,
-    failed_slots INTEGER NOT NULL DEFAULT 0,
-    assigned INTEGER NOT NULL DEFAULT 0
+    failed_slots INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE TABLE tasks (

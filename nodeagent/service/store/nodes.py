@@ -148,15 +148,12 @@ WHERE n.free_slots > 0 AND n.state IN ('idle', 'running') AND n.scheduling_state
 """
 
 
-def pools_with_free_slots(tx: Transaction) -> list[str]:
-    """Return the keys (lower-case ids) of the pools where a task could start now."""
-    return [row[0] for row in tx.execute(f"SELECT DISTINCT p.key {_FREE}")]
-
-
-def with_free_slots(tx: Transaction, pool_key: str) -> list[tuple[int, int, int]]:
-    """Return (number, slots, free slots) of the nodes of a pool where a task could start now."""
-    rows = tx.execute(f"SELECT n.num, n.slots, n.free_slots {_FREE} AND p.key = ? ORDER BY n.num", (pool_key,))
-    return [(row[0], row[1], row[2]) for row in rows]
+def with_free_slots(tx: Transaction) -> dict[str, list[tuple[int, int, int]]]:
+    """Return (number, slots, free slots) of the nodes where a task could start now, by lower-case pool id."""
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for pool_key, *node in tx.execute(f"SELECT p.key, n.num, n.slots, n.free_slots {_FREE} ORDER BY n.num"):
+        found.setdefault(pool_key, []).append((node[0], node[1], node[2]))
+    return found
 
 
 def insert(tx: Transaction, pool_num: int, call: Register, now: datetime) -> int:
@@ -236,25 +233,29 @@ def hold_slots(tx: Transaction, num: int, slots: int) -> None:
         tx.execute("UPDATE nodes SET free_slots = free_slots - ? WHERE num = ?", (slots, num))
 
 
-def count_running(tx: Transaction, num: int, tasks: int, slots: int, now: datetime) -> None:
-    """Change a node's counters of running tasks; it is `running` while there is one, else `idle`."""
-    tx.execute(
-        "UPDATE nodes SET running_tasks = running_tasks + :tasks, running_slots = running_slots + :slots"
-        " WHERE num = :num",
-        {"tasks": tasks, "slots": slots, "num": num},
-    )
-    settle(tx, num, now)
+_SHOWN = """
+CASE WHEN state NOT IN ('idle', 'running', 'offline') THEN state WHEN running_tasks + :tasks > 0 THEN 'running'
+WHEN scheduling_state = 'disabled' THEN 'offline' ELSE 'idle' END
+"""
+_UPDATE = "UPDATE nodes"
+_CHANGE = f"""
+{_UPDATE} SET free_slots = free_slots + :freed, running_tasks = running_tasks + :tasks,
+running_slots = running_slots + :slots, state_time = CASE WHEN state = {_SHOWN} THEN state_time ELSE :now END,
+state = {_SHOWN} WHERE num = :num
+"""
+
+
+def count_running(tx: Transaction, num: int, *, tasks: int, slots: int, freed: int = 0, now: datetime) -> None:
+    """Change a node's counters of running tasks, and give back slots that they held.
+
+    A reachable node is shown as what its counters and its scheduling state make it (spec/node.md §14).
+    """
+    tx.execute(_CHANGE, {"freed": freed, "tasks": tasks, "slots": slots, "now": to_micros(now), "num": num})
 
 
 def settle(tx: Transaction, num: int, now: datetime) -> None:
-    """Show a reachable node as what its counters and its scheduling state make it (spec/node.md §14)."""
-    tx.execute(
-        "UPDATE nodes SET state = CASE WHEN running_tasks > 0 THEN 'running'"
-        " WHEN scheduling_state = 'disabled' THEN 'offline' ELSE 'idle' END, state_time = :now"
-        " WHERE num = :num AND state IN ('idle', 'running', 'offline') AND state <>"
-        " CASE WHEN running_tasks > 0 THEN 'running' WHEN scheduling_state = 'disabled' THEN 'offline' ELSE 'idle' END",
-        {"num": num, "now": to_micros(now)},
-    )
+    """Show a reachable node as what it is now."""
+    count_running(tx, num, tasks=0, slots=0, now=now)
 
 
 def count_ended(tx: Transaction, num: int, *, succeeded: bool) -> None:

@@ -153,14 +153,14 @@ def page(
     return [_row(row) for row in rows]
 
 
-def ready(tx: Transaction, job_num: int, *, max_slots: int, limit: int) -> list[tuple[int, int, AttemptKind]]:
-    """Return (number, required slots, kind) of the first active, unassigned tasks that a node could hold at all."""
+def ready(tx: Transaction, job_num: int, *, max_slots: int, limit: int) -> list[TaskRow]:
+    """Return the first active, unassigned tasks that need no more slots than a node has."""
     rows = tx.execute(
-        "SELECT num, required_slots, kind FROM tasks WHERE job_num = ? AND state = 'active' AND attempt_num IS NULL"
-        " AND required_slots <= ? ORDER BY num LIMIT ?",
+        f"{_SELECT} WHERE t.job_num = ? AND t.state = 'active' AND t.attempt_num IS NULL AND t.required_slots <= ?"
+        " ORDER BY t.num LIMIT ?",
         (job_num, max_slots, limit),
     )
-    return [(row[0], row[1], AttemptKind(row[2])) for row in rows]
+    return [_row(row) for row in rows]
 
 
 def recent_on_node(tx: Transaction, node_num: int, limit: int = 10) -> list[tuple[str, TaskRow]]:
@@ -240,27 +240,44 @@ def assign(tx: Transaction, num: int, attempt_num: int, node: TaskNode, state: T
     )
 
 
-def set_running(tx: Transaction, num: int, *, start_time: datetime, root_directory: str | None, now: datetime) -> None:
-    """Move a task to running."""
+def set_running(
+    tx: Transaction, num: int, *, start_time: datetime, root_directory: str | None, now: datetime
+) -> tuple[TaskState, int] | None:
+    """Move a task to running, or let it run again; return the state it was in and its slots, None if it is gone."""
+    before = tx.one("SELECT state, required_slots FROM tasks WHERE num = ?", (num,))
+    if before is None:
+        return None
     tx.execute(
-        "UPDATE tasks SET previous_state = state, previous_state_time = state_time, state = ?, state_time = ?,"
-        " start_time = ?, task_root_directory = coalesce(?, task_root_directory) WHERE num = ?",
-        (TaskState.RUNNING, to_micros(now), to_micros(start_time), root_directory, num),
+        "UPDATE tasks SET previous_state = CASE WHEN state = :running THEN previous_state ELSE state END,"
+        " previous_state_time = CASE WHEN state = :running THEN previous_state_time ELSE state_time END,"
+        " state_time = CASE WHEN state = :running THEN state_time ELSE :now END, state = :running,"
+        " start_time = :start, task_root_directory = coalesce(:root, task_root_directory) WHERE num = :num",
+        {
+            "running": TaskState.RUNNING,
+            "now": to_micros(now),
+            "start": to_micros(start_time),
+            "root": root_directory,
+            "num": num,
+        },
     )
+    return TaskState(before[0]), int(before[1])
 
 
-def set_completed(tx: Transaction, num: int, execution: TaskExecutionInfo, now: datetime) -> None:
+def set_completed(
+    tx: Transaction, num: int, execution: TaskExecutionInfo, now: datetime, *, attempt_num: int | None = None
+) -> None:
     """Move a task to completed: end time, exit code, result and failure are those of `execution`.
 
-    Its attempt stays attached until it has ended (`release_attempt`).
+    `attempt_num` is an attempt that is still to end; it stays attached until then (`release_attempt`).
     """
     tx.execute(
         "UPDATE tasks SET previous_state = state, previous_state_time = state_time, state = ?, state_time = ?,"
-        " start_time = ?, end_time = ?, exit_code = ?, result = ?, container_info = ?,"
+        " attempt_num = ?, start_time = ?, end_time = ?, exit_code = ?, result = ?, container_info = ?,"
         " failure_info = ? WHERE num = ?",
         (
             TaskState.COMPLETED,
             to_micros(now),
+            attempt_num,
             optional_micros(execution.start_time),
             optional_micros(execution.end_time),
             execution.exit_code,
@@ -273,21 +290,29 @@ def set_completed(tx: Transaction, num: int, execution: TaskExecutionInfo, now: 
 
 
 def set_active(
-    tx: Transaction, num: int, execution: TaskExecutionInfo, system_task_version: int, now: datetime
+    tx: Transaction,
+    num: int,
+    execution: TaskExecutionInfo,
+    system_task_version: int,
+    now: datetime,
+    *,
+    attempt_num: int | None = None,
 ) -> None:
     """Make a task active again: nothing of its last execution is shown but the counters of `execution`.
 
-    It waits until no attempt is attached to it (`release_attempt`).
+    `attempt_num` is an attempt that is still to end; the task waits for that (`release_attempt`).
     """
     tx.execute(
         "UPDATE tasks SET previous_state = CASE WHEN state = :active THEN previous_state ELSE state END,"
         " previous_state_time = CASE WHEN state = :active THEN previous_state_time ELSE state_time END,"
         " state_time = CASE WHEN state = :active THEN state_time ELSE :now END, state = :active,"
-        " start_time = NULL, end_time = NULL, exit_code = NULL, result = NULL, container_info = NULL,"
-        " failure_info = NULL, retry_count = :retries, last_retry_time = :retried, requeue_count = :requeues,"
-        " last_requeue_time = :requeued, system_task_version = :version WHERE num = :num",
+        " attempt_num = :attempt, start_time = NULL, end_time = NULL, exit_code = NULL, result = NULL,"
+        " container_info = NULL, failure_info = NULL, retry_count = :retries, last_retry_time = :retried,"
+        " requeue_count = :requeues, last_requeue_time = :requeued, system_task_version = :version"
+        " WHERE num = :num",
         {
             "active": TaskState.ACTIVE,
+            "attempt": attempt_num,
             "now": to_micros(now),
             "retries": execution.retry_count,
             "retried": optional_micros(execution.last_retry_time),
