@@ -69,12 +69,12 @@ def processes_of(folder: Path) -> list[str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            told += bytes((entry / "cwd").readlink())
+            command = (entry / "cmdline").read_bytes()
+            told = command + (entry / "environ").read_bytes() + bytes((entry / "cwd").readlink())
         except OSError:
             continue
         if needle in told:
-            found.append(f"{entry.name}: {(entry / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()}")
+            found.append(f"{entry.name}: {command.replace(bytes(1), b' ').decode()}")
     return found
 
 
