@@ -17,7 +17,7 @@ from nodeagent.cli.options import FOLDER, common, log_settings, sources
 from nodeagent.observe.log import configure
 
 
-@click.command(epilog=STATUS_HELP)
+@click.command(epilog=STATUS_HELP, short_help="Run the agent of one node.")
 @click.option("--service", help="URL of the service that gives this node its work.")
 @click.option("--pool", help="Id of the pool that the node joins.")
 @click.option("--node", help="Id of this node, unique in its pool.")

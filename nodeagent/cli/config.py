@@ -14,12 +14,12 @@ from nodeagent.cli.settings import Setting
 NOT_SET = "(not set)"
 
 
-@click.group()
+@click.group(short_help="Say which settings hold, and why.")
 def config() -> None:
     """Look at the settings."""
 
 
-@config.command()
+@config.command(short_help="Print every setting and where it came from.")
 @click.argument("section", required=False, type=click.Choice(["service", "agent", "local", "log"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(

@@ -12,7 +12,7 @@ from nodeagent.local.client import BatchClient
 from nodeagent.local.settings import LocalSettings
 
 
-@click.command(epilog=STATUS_HELP)
+@click.command(epilog=STATUS_HELP, short_help="Print the events of a running service.")
 @click.option("--follow", "-f", is_flag=True, help="Go on with new events until Ctrl-C.")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin behind the event of this number.")
 @click.option("--endpoint", envvar="AZURE_BATCH_ENDPOINT", help="URL of the service; else $AZURE_BATCH_ENDPOINT.")

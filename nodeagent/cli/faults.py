@@ -1,10 +1,13 @@
 """From what was raised to the one line a person reads and the exit status (docs/cli.md)."""
 
 import errno
+import os
+import re
 
 from nodeagent.cli.exits import CommandError, Exit
 from nodeagent.cli.settings import SettingsError
 
+_ADDRESS = re.compile(r"\('([^']+)', (\d+)")
 _TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -29,7 +32,9 @@ def told(error: BaseException) -> tuple[str | None, int]:
 
 def _system(error: OSError) -> tuple[str | None, int]:
     if error.errno in _TAKEN:
-        return str(error.strerror or error), Exit.PORT_IN_USE
+        found = _ADDRESS.search(str(error))
+        address = f"{found[1]}:{found[2]}: " if found else ""
+        return f"{address}{os.strerror(error.errno).lower()}; choose another with --port", Exit.PORT_IN_USE
     if error.errno in _UNWRITABLE:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", Exit.UNWRITABLE

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 
@@ -80,9 +81,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         status = Exit.INTERRUPTED
     except BrokenPipeError:
-        # who read our output has seen enough: nothing more can be written, not even at exit
-        sys.stderr.close()
-        status = Exit.OK
+        # who read our output has gone: what is still buffered must not be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = Exit.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - known faults become one line, all others are shown whole
         message, status = told(error)
         lines = message.splitlines() if message else []
@@ -91,7 +92,10 @@ def main() -> None:
 
 
 def _refused(error: click.ClickException) -> int:
-    """Print a usage error in one line, with the way to the help."""
+    """Print a usage error in one line, with the way to the help; the help itself where no command was given."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return Exit.USAGE
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "nodeagent"
     message = error.format_message().strip().removesuffix(".")

@@ -24,7 +24,7 @@ from nodeagent.model.times import utc_now
 from nodeagent.observe.log import LogSettings, configure
 
 
-@click.command(epilog=STATUS_HELP)
+@click.command(epilog=STATUS_HELP, short_help="Run one job on this machine.")
 @click.argument("job", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON document; progress on stderr.")
 @click.option("--pool", help="Id of the pool, if the job names none.  [default: local]")

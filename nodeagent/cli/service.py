@@ -14,7 +14,7 @@ from nodeagent.service.app import Service
 from nodeagent.service.settings import ServiceSettings
 
 
-@click.command(epilog=STATUS_HELP)
+@click.command(epilog=STATUS_HELP, short_help="Run the service alone.")
 @click.option("--host", help="Address to listen on; loopback unless other machines shall reach it.")
 @click.option("--port", type=int, help="TCP port; 0 takes a free one.")
 @click.option("--account", help="Name of the Batch account.")

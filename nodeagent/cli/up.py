@@ -42,7 +42,7 @@ az:
 """
 
 
-@click.command(epilog=STATUS_HELP)
+@click.command(epilog=STATUS_HELP, short_help="Serve the Batch REST API on this machine.")
 @click.option("--port", type=int, help="TCP port on loopback; 0 takes a free one.  [default: 8190]")
 @click.option("--account", help="Name of the Batch account.  [default: the development account]")
 @click.option("--key", help="Key of the account, base64.  [default: the development key]")

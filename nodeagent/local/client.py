@@ -173,20 +173,22 @@ class BatchClient:
             headers |= {"Content-Type": _JSON, "Content-Length": str(len(data))}
         headers["Authorization"] = authorization(self._account, self._key, method, url, headers)
         options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-        return _Request(self._session.request(method, URL(url, encoded=True), data=data, headers=headers, **options))
+        pending = self._session.request(method, URL(url, encoded=True), data=data, headers=headers, **options)
+        return _Request(pending, self.endpoint)
 
 
 class _Request:
     """One request under way: enters with a successful answer, or raises what it was refused with."""
 
-    def __init__(self, pending: Any) -> None:  # noqa: ANN401 - aiohttp's context manager has a private type
+    def __init__(self, pending: Any, endpoint: str) -> None:  # noqa: ANN401 - aiohttp's type is private
         self._pending = pending
+        self._endpoint = endpoint
 
     async def __aenter__(self) -> aiohttp.ClientResponse:
         try:
             answer: aiohttp.ClientResponse = await self._pending.__aenter__()
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
-            raise ServiceUnreachableError(str(error) or type(error).__name__) from error
+            raise self._unreachable(error) from error
         if answer.status < 300:
             return answer
         data = await answer.read()
@@ -198,7 +200,11 @@ class _Request:
     ) -> None:
         await self._pending.__aexit__(kind, error, trace)
         if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
-            raise ServiceUnreachableError(str(error) or type(error).__name__) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: BaseException) -> ServiceUnreachableError:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return ServiceUnreachableError(f"{self._endpoint} does not answer: {reason or type(error).__name__}")
 
 
 def _refusal(status: int, data: bytes) -> ServiceError:

@@ -21,7 +21,7 @@ async def nodeagent(*arguments: str | Path, environment: dict[str, str] | None =
 
 @asynccontextmanager
 async def started(
-    *arguments: str | Path, environment: dict[str, str] | None = None
+    *arguments: str | Path, environment: dict[str, str] | None = None, stdout: int = asyncio.subprocess.PIPE
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a command in a session of its own; it is killed at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
@@ -30,7 +30,7 @@ async def started(
         "nodeagent",
         *(str(argument) for argument in arguments),
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},
         start_new_session=True,

@@ -1,5 +1,6 @@
 """`nodeagent run` as a person uses it: the real command, real agents, real tasks."""
 
+import asyncio
 import json
 import os
 import signal
@@ -96,6 +97,41 @@ async def test_a_preparation_that_fails_everywhere_ends_the_run(tmp_path: Path, 
     assert "problem: the job preparation task failed on every node" in out
     assert "    no input" in out
     await until_gone(folder)
+
+
+async def test_a_terminal_shows_live_progress(tmp_path: Path, folder: Path) -> None:
+    """On a terminal a line is drawn over and over: counts, slots, preparation; retries and failures stay above it."""
+    once = "[ -e $AZ_BATCH_NODE_SHARED_DIR/again ] || { touch $AZ_BATCH_NODE_SHARED_DIR/again; exit 1; }; sleep 0.5"
+    body = job_text(
+        "shown",
+        [("t", once)],
+        constraints={"maxTaskRetryCount": 1},
+        jobPreparationTask={"commandLine": shell("sleep 0.5")},
+    )
+    ours, theirs = os.openpty()
+    path = job_file(tmp_path, body)
+    try:
+        async with started("run", path, "--slots=2", f"--state-dir={folder}", stdout=theirs) as process:
+            os.close(theirs)
+            shown = await asyncio.to_thread(_all_of, ours)
+            async with asyncio.timeout(30):
+                status = await process.wait()
+    finally:
+        os.close(ours)
+    assert status == 0, shown
+    assert "\x1b[" in shown
+    for part in ("prep 0/1", "prep 1/1", "running 1", "slots 1/2", "t: retry 1 on node-1", "retried 1", "1/1"):
+        assert part in shown, part
+
+
+def _all_of(terminal: int) -> str:
+    """Read what is written to a terminal until nobody has it open any more."""
+    data = b""
+    while True:
+        try:
+            data += os.read(terminal, 65536)
+        except OSError:  # EIO: the other side is closed
+            return data.decode("utf-8", "replace")
 
 
 async def test_several_nodes_each_prepare_and_release(tmp_path: Path, folder: Path) -> None:
