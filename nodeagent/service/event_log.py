@@ -22,6 +22,8 @@ PATH = "/nodeagent/v1/events"
 """Where the stream is served: `?after=<seq>` begins behind an event, `follow=true` goes on with new ones."""
 
 _TAIL_BLOCK = 64 * 1024
+_GATHER_SECONDS = 0.1
+"""The file is written so often at most: a busy service writes many events at a time."""
 _IDLE_SECONDS = 15.0
 """A stream that has nothing to say sends an empty line so often, so that a dead peer is noticed."""
 
@@ -85,23 +87,36 @@ def _seq_of(line: bytes) -> int | None:
 
 
 async def write_events(database: Database, signals: Signals, path: Path, kept: int) -> None:
-    """Append every event to the file, for ever; the store keeps the last `kept` of those that are in it."""
-    file = await asyncio.to_thread(EventFile, path)
+    """Append every event to the file until cancelled; the store keeps the last `kept` of those that are in it.
+
+    Events that come close together are written together: who wants them at once reads the stream. A cancelled
+    writer writes what there is before it ends.
+    """
+    file = EventFile(path)
+    trimmed = 0
     try:
         with signals.subscribe(events.SIGNAL) as wake:
-            trimmed = 0
             while True:
                 wake.clear()
-                found = await database.read(partial(events.after, seq=file.last_seq))
-                if not found:
-                    await wake.wait()
-                    continue
-                await asyncio.to_thread(file.append, found)
+                await _append(database, file)
                 if file.last_seq - kept > trimmed + kept // 10:
                     trimmed = file.last_seq - kept
                     await database.write(partial(events.trim, upto=trimmed))
+                await wake.wait()
+                await asyncio.sleep(_GATHER_SECONDS)
     finally:
+        await _append(database, file)
         file.close()
+
+
+async def _append(database: Database, file: EventFile) -> None:
+    while found := await database.read(partial(events.after, seq=file.last_seq)):
+        writing = asyncio.ensure_future(asyncio.to_thread(file.append, found))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            # a cancelled caller must not go on before the thread has ended: it would write the same events again
+            await writing
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:

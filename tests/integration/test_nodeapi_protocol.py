@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from nodeagent.local.signing import authorization
 from nodeagent.model.enums import ExecutionResult, JobState, NodeState, TaskState
-from nodeagent.model.events import EventRecord
+from nodeagent.model.events import EventConstraints, EventNodeInfo, EventRecord, StartExecutionInfo, TaskStartEvent
 from nodeagent.model.job import JobConstraints, JobCreate, JobPreparationTask, JobReleaseTask, PoolInfo
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
@@ -32,11 +32,14 @@ from nodeagent.model.task import TaskCreate
 from nodeagent.model.times import http_date, utc_now
 from nodeagent.rules.failures import exit_code_failure
 from nodeagent.service.app import Service
+from nodeagent.service.event_log import write_events
 from nodeagent.service.lifecycle import jobs, tasks
 from nodeagent.service.settings import ServiceSettings
+from nodeagent.service.signals import Signals
 from nodeagent.service.state_dir import StateInUseError
+from nodeagent.service.store import events
 from nodeagent.service.store import nodes as node_rows
-from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.database import Database, Transaction
 from nodeagent.service.store.jobs import JobRow
 from nodeagent.service.store.tasks import TaskRow
 
@@ -535,3 +538,35 @@ async def test_a_state_folder_has_one_service_and_an_ephemeral_one_leaves_nothin
     async with running(tmp_path / "gone", ephemeral=True) as service:
         assert service.folder.exists()
     assert list((tmp_path / "gone").iterdir()) == []
+
+
+async def test_a_cancelled_event_writer_has_written_every_event_once(tmp_path: Path) -> None:
+    """It is cancelled in the middle of its work: what is in the store then is in the file, once."""
+    signals = Signals()
+    event = TaskStartEvent(
+        job_id="j",
+        id="t",
+        task_type="User",
+        system_task_version=0,
+        required_slots=1,
+        node_info=EventNodeInfo(pool_id="p", node_id="n"),
+        constraints=EventConstraints(max_task_retry_count=0),
+        execution_info=StartExecutionInfo(retry_count=0),
+    )
+
+    def add(tx: Transaction) -> None:
+        for _ in range(700):
+            events.add(tx, "TaskStartEvent", event, utc_now())
+
+    path = tmp_path / "events.jsonl"
+    async with Database(tmp_path / "x.db", on_signals=signals.publish) as database:
+        await database.write(add)
+        for turns in range(1, 40):
+            writer = asyncio.create_task(write_events(database, signals, path, kept=100_000))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await database.write(add)
+            writer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writer
+    assert [record.seq for record in read_events(path)] == list(range(1, 40 * 700 + 1))
