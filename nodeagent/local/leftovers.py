@@ -58,10 +58,14 @@ async def _end_node(state_dir: Path, grace_seconds: float, hurry: asyncio.Event)
 
 
 def _attempts(state_dir: Path) -> list[str]:
+    """Return the attempts to look at; thousands that have long been swept cost one stat each."""
     attempts = state_dir / "attempts"
     if not attempts.is_dir():
         return []
-    return sorted(entry.name for entry in attempts.iterdir() if records.exists(str(entry), records.Spec.FILE))
+    known = sorted(entry for entry in attempts.iterdir() if records.exists(str(entry), records.Spec.FILE))
+    unsettled = [entry for entry in known if not records.exists(str(entry), records.SweptRecord.FILE)]
+    # the newest one in any case: it knows the boundary of the node, which is swept last
+    return sorted({entry.name for entry in (*unsettled, *known[-1:])})
 
 
 async def _end_attempt(runtime: ProcessRuntime, name: str, grace_seconds: float, hurry: asyncio.Event) -> None:

@@ -188,12 +188,14 @@ async def test_one_interrupt_ends_the_job_and_releases_it(tmp_path: Path, folder
     await until_gone(folder)
 
 
-async def test_a_second_interrupt_kills_at_once(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("boundary", ["auto", "process_group"])
+async def test_a_second_interrupt_kills_at_once(tmp_path: Path, folder: Path, boundary: str) -> None:
     """Ctrl-C twice waits for nobody: a release that hangs and a task that ignores SIGTERM are killed."""
     shared = folder / "nodes/node-1/root/shared"
     stubborn = 'trap "" TERM; touch $AZ_BATCH_NODE_SHARED_DIR/up; while :; do sleep 1; done'
     path = job_file(tmp_path, _long_job("exec sleep 1002", stubborn))
-    async with started("run", path, "--slots=1", f"--state-dir={folder}") as process:
+    environment = {"NODEAGENT_AGENT_BOUNDARY": boundary}
+    async with started("run", path, "--slots=1", f"--state-dir={folder}", environment=environment) as process:
         await line_with(process, "sleeper: started")
         await until((shared / "up").exists, "the task runs")
         process.send_signal(signal.SIGINT)
