@@ -49,6 +49,9 @@ E = TypeVar("E", bound=BaseException)
 READY_SECONDS = 5.0
 """How long the service manager waits for the first registration; a service that is down must not fail the unit."""
 
+SWITCH_SECONDS = 0.0002
+"""SQLite lets go of the interpreter at every statement: the writer thread must not wait 5 ms to get it back."""
+
 CLOSE_SECONDS = 2.0
 """How long idle shims may take to go when the agent ends, before their boundary is left where it is."""
 
@@ -67,6 +70,7 @@ async def run_agent(
     """
     stop = stop or asyncio.Event()
     status = 0
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with StateDirectory(settings.state_dir) as state, _stopped_by_signals(stop):
             await _live(settings, state, stop, runtime)
