@@ -1,6 +1,7 @@
 """Where things lie below AZ_BATCH_NODE_ROOT_DIR (spec/node.md §1). Pure path arithmetic: nothing is created here."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 STARTUP = "startup"
@@ -84,13 +85,18 @@ class NodeLayout:
 
     def task(self, job_id: str, task_id: str) -> TaskPaths:
         """Return the paths of a task, preparation or release task; with an empty job id, of the start task."""
-        relative = task_directory(job_id, task_id) if job_id else STARTUP
-        root = self.root / relative
-        return TaskPaths(
-            relative=relative,
-            root=root,
-            wd=root / "wd",
-            stdout=root / "stdout.txt",
-            stderr=root / "stderr.txt",
-            certificates=root / "certs",
-        )
+        return _task_paths(self.root, job_id, task_id)
+
+
+@lru_cache(maxsize=1024)  # asked several times per task, and paths are slow to make
+def _task_paths(node_root: Path, job_id: str, task_id: str) -> TaskPaths:
+    relative = task_directory(job_id, task_id) if job_id else STARTUP
+    root = node_root / relative
+    return TaskPaths(
+        relative=relative,
+        root=root,
+        wd=root / "wd",
+        stdout=root / "stdout.txt",
+        stderr=root / "stderr.txt",
+        certificates=root / "certs",
+    )
