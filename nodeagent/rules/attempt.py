@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from nodeagent.model.enums import ErrorCategory, ExecutionResult
+from nodeagent.model.enums import ExecutionResult
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import (
     Assignment,
@@ -26,7 +26,7 @@ from nodeagent.model.protocol import (
     Sweep,
     Transition,
 )
-from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.rules.failures import exit_code_failure, internal_retries_reached, task_ended
 from nodeagent.rules.layout import STARTUP, task_directory
 from nodeagent.rules.retry import Next, after_completed
 
@@ -546,7 +546,7 @@ class _Walk:
         elif attempt.recoveries < MAX_RECOVERIES:
             self._again(recoveries=attempt.recoveries + 1)
         else:
-            self.finalize(_failed(self.now, _recoveries_used_up(detail)))
+            self.finalize(_failed(self.now, internal_retries_reached(detail)))
 
     def _again(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Attempt, checked by replace
         self.change(execution=self.attempt.execution + 1, outcome=None, **changes)
@@ -676,11 +676,3 @@ def _outcome_of(event: Ended) -> Outcome:
 
 def _failed(now: datetime, failure: FailureInfo, reason: StopReason | None = None) -> Outcome:
     return Outcome(result=ExecutionResult.FAILURE, end_time=now, failure_info=failure, stop_reason=reason)
-
-
-def _recoveries_used_up(detail: str) -> FailureInfo:
-    return FailureInfo(
-        category=ErrorCategory.USER_ERROR,
-        code="MaxInternalRetryCountReached",
-        message=f"The task was lost on the node and begun anew {MAX_RECOVERIES} times; the last time: {detail}",
-    )

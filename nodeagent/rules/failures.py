@@ -14,6 +14,7 @@ PROGRAM_NOT_FOUND = "CommandProgramNotFound"
 LAUNCH_FAILED = "CommandLaunchFailed"
 DISK_FULL = "DiskFull"
 DIRECTORY_CREATE_FAILED = "ResourceDirectoryCreateFailed"
+INTERNAL_RETRIES_REACHED = "MaxInternalRetryCountReached"
 
 STDERR_TAIL_BYTES = 4096
 
@@ -135,4 +136,14 @@ def directory_failure(number: int, path: str) -> FailureInfo:
         code=DIRECTORY_CREATE_FAILED,
         message="Failure encountered creating resource directory for the task",
         details=_details(*evidence),
+    )
+
+
+def internal_retries_reached(detail: str | None) -> FailureInfo:
+    """The task was recovered again and again, and its outcome was never known. `detail` is the last reason."""
+    return FailureInfo(
+        category=ErrorCategory.USER_ERROR,
+        code=INTERNAL_RETRIES_REACHED,
+        message="The maximum number of internal retries of the task has been reached",
+        details=_details(("Message", detail)),
     )

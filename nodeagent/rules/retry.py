@@ -44,3 +44,16 @@ def after_completed(outcome: Outcome, *, retry_count: int, max_task_retry_count:
     if outcome.exit_code is None or outcome.exit_code == 0:
         return Next.COMPLETE
     return Next.RETRY if retries_left(retry_count, max_task_retry_count) else Next.COMPLETE
+
+
+MAX_INTERNAL_RETRIES = 100
+"""How often a task may be recovered from the same trouble. A node that cannot launch anything fails within
+milliseconds: without a limit such a task would go round for ever. The number is ours; Batch's is not public."""
+
+
+def after_lost(*, system_task_version: int, requeue_count: int) -> Next:
+    """Decide after an attempt whose outcome is not known, while its node is there to say so.
+
+    `system_task_version` counts recoveries and requeues together.
+    """
+    return Next.RECOVER if system_task_version - requeue_count < MAX_INTERNAL_RETRIES else Next.COMPLETE

@@ -6,6 +6,7 @@ also after kill -9. A torn last line is cut off.
 
 import asyncio
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -126,7 +127,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     database, signals = request.app[DATABASE], request.app[SIGNALS]
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     await response.prepare(request)
-    with signals.subscribe(events.SIGNAL, STOPPING_SIGNAL) as wake:
+    with suppress(ConnectionResetError), signals.subscribe(events.SIGNAL, STOPPING_SIGNAL) as wake:  # the reader left
         while True:
             wake.clear()
             found = await database.read(partial(events.after, seq=after))
@@ -138,7 +139,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
                 break
             if not await _heard(wake):
                 await response.write(b"\n")
-    await response.write_eof()
+        await response.write_eof()
     return response
 
 

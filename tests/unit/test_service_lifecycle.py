@@ -53,6 +53,7 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, TaskCreate
 from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.rules.retry import MAX_INTERNAL_RETRIES
 from nodeagent.service.background import ClockWatch
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import deadlines, jobs, nodes, placement, pools, tasks
@@ -384,6 +385,23 @@ def test_a_failure_is_retried_until_no_retry_is_left(world: World) -> None:
     assert (task.execution.retry_count, task.execution.exit_code) == (1, 3)
     assert task.execution.failure_info is not None
     assert task.execution.last_retry_time is not None
+
+
+def test_a_task_that_no_node_can_run_is_not_recovered_for_ever(world: World) -> None:
+    """After so many losses the task completes with the code that Batch has for that, and its last reason."""
+    world.create_job()
+    world.add_task("t")
+    node = world.nodes[0]
+    for _ in range(MAX_INTERNAL_RETRIES + 1):
+        assert world.task("t").state is TaskState.ACTIVE
+        node.fetch()
+        (attempt,) = node.live.values()
+        node.report(attempt, Transition.LOST)
+    task = world.task("t")
+    assert (task.state, task.execution.retry_count, task.execution.exit_code) == (TaskState.COMPLETED, 0, None)
+    assert task.execution.failure_info is not None
+    assert task.execution.failure_info.code == "MaxInternalRetryCountReached"
+    assert node.row.free_slots == 2
 
 
 def test_reports_are_applied_once_and_in_order(world: World) -> None:

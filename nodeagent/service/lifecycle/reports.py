@@ -14,7 +14,8 @@ from nodeagent.model.protocol import (
     StopReason,
     Transition,
 )
-from nodeagent.rules.retry import REQUEUE_REASONS, Next, after_completed
+from nodeagent.rules.failures import internal_retries_reached
+from nodeagent.rules.retry import REQUEUE_REASONS, Next, after_completed, after_lost
 from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
 from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.store import attempts, counts, job_nodes, nodes, tasks
@@ -73,9 +74,7 @@ def _apply_to_task(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Re
         case Transition.COMPLETED:
             _task_completed(tx, job, attempt, report, _outcome(report), now)
         case Transition.LOST:
-            giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
-            if attempt.task_num is not None and not attempt.detached:
-                task_ended(tx, job, attempt.task_num, now)
+            _task_lost(tx, job, attempt, report, now)
         case Transition.RETURNED:
             _task_returned(tx, job, attempt, report, now)
 
@@ -108,6 +107,25 @@ def _task_completed(
         task_ended(tx, job, task.num, now)
     else:
         ends.requeue_task(tx, task, follows, now)
+
+
+def _task_lost(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
+    """Recover the task, unless that has been tried so often that the node will never be able to run it."""
+    task = giving_up.carried_task(tx, attempt)
+    if task is None or _may_recover(task):
+        giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
+    else:
+        ends.close_attempt(tx, job, attempt, AttemptState.LOST, now)
+        failure = internal_retries_reached(report.detail)
+        outcome = Outcome(result=ExecutionResult.FAILURE, end_time=now, failure_info=failure)
+        ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now)
+    if task is not None:
+        task_ended(tx, job, task.num, now)
+
+
+def _may_recover(task: TaskRow) -> bool:
+    counted = task.execution.requeue_count
+    return after_lost(system_task_version=task.system_task_version, requeue_count=counted) is Next.RECOVER
 
 
 def _what_follows(job: JobRow, attempt: AttemptRow, task: TaskRow, outcome: Outcome) -> Next:
