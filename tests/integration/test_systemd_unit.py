@@ -88,7 +88,7 @@ class Machine:
 
     def journal(self) -> str:
         """The last lines of the units' log."""
-        return self.run("journalctl", "--no-pager", "--lines=100", "--unit=nodeagent*")
+        return self.run("journalctl", "--no-pager", "--lines=100", f"--unit={AGENT}", f"--unit={SERVICE}")
 
     def write(self, path: str, text: str) -> None:
         """Write a file that only root of the machine reads."""
@@ -240,6 +240,12 @@ def finish(batch: Sdk, machine: Machine, name: str) -> Sdk:
     """Let the long task end, and return it as the service knows it then."""
     machine.run("touch", f"/run/finish-{name}")
     return completed(batch, name, "long")
+
+
+def test_systemd_has_nothing_to_say_about_the_units(machine: Machine) -> None:
+    """No unknown key, no missing program: `systemd-analyze verify` is silent."""
+    units = [f"/etc/systemd/system/{name}" for name in (AGENT, SERVICE)]
+    assert machine.run("systemd-analyze", "verify", "--man=no", *units) == ""
 
 
 def test_agent_unit_is_ready_when_systemctl_start_returns(batch: Sdk, machine: Machine) -> None:
