@@ -1,8 +1,9 @@
 """The queue of messages: long poll, commit messages and cursor in one transaction, then act (docs/node-protocol.md)."""
 
+import asyncio
 import re
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -54,6 +55,7 @@ class Assignments:
         self._removals = removals
         self.cursor = cursor
         """Number of the last message that is committed."""
+        self._taking = asyncio.Lock()
 
     async def run(self, membership: Membership, node_id: str, epoch: int, wait_seconds: float) -> None:
         """Ask for ever. Raises RefusedError for a message that this version cannot obey."""
@@ -67,10 +69,16 @@ class Assignments:
                 await self.take(answer.messages)
 
     async def take(self, messages: Iterable[NumberedMessage]) -> None:
-        """Commit messages with the cursor, then act on them. Messages that were taken before are skipped."""
-        fresh = [item for item in messages if item.number > self.cursor]
-        if not fresh:
-            return
+        """Commit messages with the cursor, then act on them. Messages that were taken before are skipped.
+
+        A poll and an answer to reports may bring the same ones.
+        """
+        async with self._taking:
+            fresh = [item for item in messages if item.number > self.cursor]
+            if fresh:
+                await self._take(fresh)
+
+    async def _take(self, fresh: Sequence[NumberedMessage]) -> None:
         taken = _Taken(cursor=fresh[-1].number)
         for item in fresh:
             self._read(taken, item)

@@ -137,7 +137,12 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         stored = await database.write(recovery.load)
         introduction = Introduction(settings, identity, layout, address, stored.registered)
         correspondence = Correspondence(database, attempts, introduction, tasks)
-        reporter = Reporter(_head(identity), correspondence.acknowledged, correspondence.disowned)
+        reporter = Reporter(
+            lambda: _head(identity, assignments.cursor),
+            correspondence.acknowledged,
+            correspondence.disowned,
+            lambda messages: assignments.take(messages),  # noqa: PLW0108 - made later, as it needs the tools
+        )
         sessions = JobSessions(database, boundaries, attempts)
         tools = Tools(
             database=database,
@@ -181,8 +186,9 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         raise _StopAsked
 
 
-def _head(identity: Identity) -> str:
-    return f'"nodeId":"{identity.node_id}","epoch":{identity.epoch}'  # an id has no character that JSON would escape
+def _head(identity: Identity, cursor: int) -> str:
+    # an id has no character that JSON would escape
+    return f'"nodeId":"{identity.node_id}","epoch":{identity.epoch},"cursor":{cursor}'
 
 
 async def _tell_service_manager(registration: "asyncio.Task[None]") -> None:

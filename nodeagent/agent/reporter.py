@@ -6,7 +6,7 @@ acknowledged, so that a gap at the service can be filled.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
@@ -14,7 +14,7 @@ from nodeagent.agent import failpoints
 from nodeagent.agent.journal import OutboxRow
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.service_client import TooLarge
-from nodeagent.model.protocol import ReportResult, ReportsAnswer, ReportStatus
+from nodeagent.model.protocol import NumberedMessage, ReportResult, ReportsAnswer, ReportStatus
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +30,17 @@ class Reporter:
 
     def __init__(
         self,
-        head: str,
+        head: Callable[[], str],
         acknowledged: Callable[[Sequence[str]], None],
         disowned: Callable[[Sequence[str]], None],
+        take: Callable[[Sequence[NumberedMessage]], Awaitable[None]],
     ) -> None:
-        """`head` is what each body begins with: node id and epoch as JSON members, without braces."""
+        """`head` is what each body begins with: node id, epoch and cursor as JSON members, without braces.
+
+        `take` gets the messages that an answer brings along.
+        """
         self._head = head
+        self._take = take
         self._acknowledged = acknowledged
         self._disowned = disowned
         self._streams: dict[str, list[OutboxRow]] = {}
@@ -87,10 +92,12 @@ class Reporter:
         return batch
 
     async def _send(self, membership: Membership, batch: Sequence[OutboxRow]) -> None:
-        body = f'{{{self._head},"reports":[{",".join(row.report for row in batch)}]}}'
+        reports = ",".join(row.report for row in batch)
         failpoints.hit("before_post")
         try:
-            answer = await membership.insist("reports", lambda: body, ReportsAnswer)
+            answer = await membership.insist(
+                "reports", lambda: f'{{{self._head()},"reports":[{reports}]}}', ReportsAnswer
+            )
         except TooLarge:
             if len(batch) == 1:
                 raise
@@ -99,6 +106,7 @@ class Reporter:
             return
         failpoints.hit("after_post_before_ack")
         self._settle(batch, answer.results)
+        await self._take(answer.messages)
 
     def _settle(self, batch: Sequence[OutboxRow], results: Sequence[ReportResult]) -> None:
         sent = {(row.attempt_id, row.seq): row for row in batch}

@@ -282,19 +282,21 @@ class ScriptedService:
         self.polls.append(call)
         self._wake()
 
-        def waiting() -> tuple[NumberedMessage, ...]:
-            return () if self.paused else tuple(item for item in self._messages if item.number > call.cursor)
-
         try:
             async with asyncio.timeout(call.wait_seconds), self._changed:
-                await self._changed.wait_for(lambda: bool(waiting()) or self._runner is None)
+                await self._changed.wait_for(lambda: bool(self._after(call.cursor)) or self._runner is None)
         except TimeoutError:
             return Messages()
-        return Messages(messages=waiting())
+        return Messages(messages=self._after(call.cursor))
+
+    def _after(self, cursor: int) -> tuple[NumberedMessage, ...]:
+        return () if self.paused else tuple(item for item in self._messages if item.number > cursor)
 
     async def _reports(self, body: bytes) -> ReportsAnswer:
         call = self._known(Reports.from_json(body))
-        return ReportsAnswer(results=tuple(self._apply(report) for report in call.reports))
+        results = tuple(self._apply(report) for report in call.reports)
+        # what a waiting poll brings too, so that every message of a busy agent comes twice
+        return ReportsAnswer(results=results, messages=() if call.cursor is None else self._after(call.cursor))
 
     def _apply(self, report: Report) -> ReportResult:
         self.received.append(report)

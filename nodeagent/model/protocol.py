@@ -279,6 +279,8 @@ class Reports(NodeCall):
     """`POST /reports`."""
 
     reports: tuple[Report, ...]
+    cursor: int | None = None
+    """Number of the last message that the agent has committed: the answer brings what follows it. None: nothing."""
 
 
 class ReportStatus(StrEnum):
@@ -305,6 +307,8 @@ class ReportsAnswer(BatchModel):
     """Answer to `reports`, in the order of the request."""
 
     results: tuple[ReportResult, ...]
+    messages: tuple[NumberedMessage, ...] = ()
+    """What the reports have made room for, mostly: the same messages that the next poll would bring."""
 
 
 class HostStatistics(BatchModel):

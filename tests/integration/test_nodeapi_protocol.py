@@ -202,6 +202,13 @@ async def until(service: Service, look: Callable[[Transaction], T | None]) -> T:
         return found
 
 
+async def poll_waits(service: Service) -> None:
+    """Return when a long poll waits at the service."""
+    async with asyncio.timeout(DEADLINE):
+        while not any(name.startswith("node:") for name in service.signals.waiting):  # noqa: ASYNC110 - a peer
+            await asyncio.sleep(0.01)
+
+
 async def test_refusals_name_what_is_wrong(tmp_path: Path, session: aiohttp.ClientSession) -> None:
     """Key, body, pool and order of calls: each has its status and its code."""
     async with running(tmp_path) as service:
@@ -240,15 +247,36 @@ async def test_a_long_poll_is_answered_as_soon_as_there_is_work(tmp_path: Path, 
         assert assignment.work.command_line == "true"
 
 
+async def test_reports_bring_the_work_that_they_make_room_for(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+    """An end's answer brings the next task, the waiting poll does not bring it too; a lost answer loses nothing."""
+    async with running(tmp_path) as service:
+        agent = Agent(session, service, slots=1)
+        await agent.register()
+        await create_job(service)
+        await add_tasks(service, "t1", "t2")
+        (first,) = await agent.assignments()
+        waiting = asyncio.create_task(agent.ok("assignments", {"cursor": agent.cursor, "waitSeconds": 3}))
+        await poll_waits(service)
+        reports = [agent.report(first.attempt_id, Transition.RUNNING), agent.end(first.attempt_id)]
+        body = {"cursor": agent.cursor, "reports": reports}
+        answer = await agent.ok("reports", body)
+        (brought,) = [NumberedMessage.model_validate(item) for item in answer["messages"]]
+        assert isinstance(brought.message, Assignment)
+        assert brought.message.task_id == "t2"
+        again = await agent.ok("reports", body)
+        assert [item["status"] for item in again["results"]] == ["already", "already"]
+        assert [item["number"] for item in again["messages"]] == [brought.number], "that answer might have been lost"
+        assert (await waiting)["messages"] == []
+        assert [item.number for item in await agent.poll()] == [brought.number], "it was never acknowledged"
+
+
 async def test_stopping_the_service_answers_those_who_wait(tmp_path: Path, session: aiohttp.ClientSession) -> None:
     """A long poll does not hold up the end of the service."""
     async with running(tmp_path) as service:
         agent = Agent(session, service)
         await agent.register()
         poll = asyncio.create_task(agent.poll(wait_seconds=60))
-        async with asyncio.timeout(DEADLINE):
-            while not any(name.startswith("node:") for name in service.signals.waiting):  # noqa: ASYNC110 - a peer
-                await asyncio.sleep(0.01)
+        await poll_waits(service)
     async with asyncio.timeout(DEADLINE):
         assert await poll == []
 

@@ -1,7 +1,10 @@
 """The four calls of the node protocol (model/protocol.py, docs/node-protocol.md)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -26,16 +29,16 @@ from nodeagent.service.lifecycle.reports import apply_report
 from nodeagent.service.nodeapi.calls import guarded, json_answer, read_call
 from nodeagent.service.signals import STOPPING_SIGNAL
 from nodeagent.service.store import messages
-from nodeagent.service.store.database import Database, Transaction
+from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.nodes import NodeRow
 
 
 def add_routes(app: web.Application) -> None:
     """Serve the node protocol; `app` must have DATABASE, SIGNALS, STOPPING, SETTINGS and NODE_KEY."""
-    polls = _LongPolls(app)
+    queues = _Queues(app)
     app.router.add_post(f"{PREFIX}/register", guarded(_register))
-    app.router.add_post(f"{PREFIX}/assignments", guarded(polls.assignments))
-    app.router.add_post(f"{PREFIX}/reports", guarded(_reports))
+    app.router.add_post(f"{PREFIX}/assignments", guarded(queues.assignments))
+    app.router.add_post(f"{PREFIX}/reports", guarded(queues.reports))
     app.router.add_post(f"{PREFIX}/heartbeat", guarded(_heartbeat))
 
 
@@ -54,23 +57,6 @@ async def _register(request: web.Request) -> web.Response:
     )
 
 
-async def _reports(request: web.Request) -> web.Response:
-    call = await read_call(request, Reports)
-    for report in call.reports:
-        _require_outcome(report)
-
-    def apply(tx: Transaction) -> list[ReportResult]:
-        now = utc_now()
-        node = nodes.require(tx, call)
-        results = [apply_report(tx, node.num, report, now) for report in call.reports]
-        if node.state is NodeState.LEAVING_POOL:
-            pools.advance(tx, node.pool_id)
-        return results
-
-    results = await request.app[DATABASE].write(apply)
-    return json_answer(ReportsAnswer(results=tuple(results)))
-
-
 def _require_outcome(report: Report) -> None:
     if report.transition is Transition.COMPLETED and report.outcome is None:
         raise NodeRefusedError(
@@ -83,12 +69,66 @@ async def _heartbeat(request: web.Request) -> web.Response:
     return json_answer(await request.app[DATABASE].write(lambda tx: nodes.heartbeat(tx, call, utc_now())))
 
 
-class _LongPolls:
-    """Polls that wait for messages; each is answered at once when there is one, or the service stops."""
+@dataclass
+class _Queue:
+    """One node's queue, as far as calls that are under way are concerned."""
+
+    num: int | None = None
+    handed: int = 0
+    """Number of the last message that an answer to reports has brought since the present poll began."""
+    handing: int = 0
+    """Answers to reports that are being made: the poll leaves it to them to bring what these reports cause."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Queues:
+    """The queues of messages. A poll waits for some; an answer to reports brings along what is there after them.
+
+    A poll that is cut, or an answer that is lost, costs nothing: the next call names its cursor again. At worst a
+    message comes twice, which agents expect.
+    """
 
     def __init__(self, app: web.Application) -> None:
         self._app = app
-        self._node_nums: dict[str, int] = {}
+        self._queues: defaultdict[str, _Queue] = defaultdict(_Queue)
+
+    async def reports(self, request: web.Request) -> web.Response:
+        """Apply reports in one transaction, and answer with the messages that wait then."""
+        call = await read_call(request, Reports)
+        for report in call.reports:
+            _require_outcome(report)
+
+        def apply(tx: Transaction) -> tuple[int, list[ReportResult]]:
+            now = utc_now()
+            node = nodes.require(tx, call)
+            results = [apply_report(tx, node.num, report, now) for report in call.reports]
+            if node.state is NodeState.LEAVING_POOL:
+                pools.advance(tx, node.pool_id)
+            return node.num, results
+
+        database, cursor = self._app[DATABASE], call.cursor
+        if cursor is None:
+            _, results = await database.write(apply)
+            return json_answer(ReportsAnswer(results=tuple(results)))
+        with self._handing(call.node_id) as queue:
+            num, results = await database.write(apply)
+            found = await database.read(lambda tx: messages.after(tx, num, cursor))
+            if found:
+                queue.handed = found[-1][0]
+        answer = ReportsAnswer(results=tuple(results)).to_json().replace('"messages":[]', _numbered(found))
+        return web.Response(text=answer, content_type="application/json")
+
+    @contextmanager
+    def _handing(self, node_id: str) -> Iterator[_Queue]:
+        queue = self._queues[node_id]
+        queue.handing += 1
+        queue.settled.clear()
+        try:
+            yield queue
+        finally:
+            queue.handing -= 1
+            if not queue.handing:
+                queue.settled.set()
 
     async def assignments(self, request: web.Request) -> web.Response:
         """Answer with the messages after the cursor; wait for some if there are none."""
@@ -98,31 +138,39 @@ class _LongPolls:
         async for found in self._looks(call, ends):
             if found:
                 break
-        body = ",".join(f'{{"number":{number},"message":{text}}}' for number, text in found)
-        return web.Response(text=f'{{"messages":[{body}]}}', content_type="application/json")
+        return web.Response(text=f"{{{_numbered(found)}}}", content_type="application/json")
 
     async def _looks(self, call: Poll, ends: float) -> AsyncIterator[list[tuple[int, str]]]:
-        database, signals = self._app[DATABASE], self._app[SIGNALS]
-        num = self._node_nums.get(call.node_id)
+        signals, queue = self._app[SIGNALS], self._queues[call.node_id]
+        queue.handed = call.cursor
+        num = queue.num
         if num is None:
-            num, found = await self._look(database, call)
+            num, found = await self._look(call, queue)
             yield found
         with signals.subscribe(messages.node_signal(num), STOPPING_SIGNAL) as wake:
             while True:
                 wake.clear()
-                found_num, found = await self._look(database, call)
+                if queue.handing and not await _woken(queue.settled, ends):
+                    return
+                found_num, found = await self._look(call, queue)
                 yield found
                 if found_num != num or self._app[STOPPING].is_set() or not await _woken(wake, ends):
                     return
 
-    async def _look(self, database: Database, call: Poll) -> tuple[int, list[tuple[int, str]]]:
+    async def _look(self, call: Poll, queue: _Queue) -> tuple[int, list[tuple[int, str]]]:
         def read(tx: Transaction) -> tuple[NodeRow, list[tuple[int, str]]]:
             node = nodes.require(tx, call)
-            return node, messages.after(tx, node.num, call.cursor)
+            return node, messages.after(tx, node.num, max(call.cursor, queue.handed))
 
-        node, found = await database.read(read)
-        self._node_nums[call.node_id] = node.num
+        node, found = await self._app[DATABASE].read(read)
+        queue.num = node.num
         return node.num, found
+
+
+def _numbered(found: list[tuple[int, str]]) -> str:
+    """Return the JSON member of messages that are stored as JSON."""
+    body = ",".join(f'{{"number":{number},"message":{text}}}' for number, text in found)
+    return f'"messages":[{body}]'
 
 
 async def _woken(wake: asyncio.Event, ends: float) -> bool:
