@@ -8,7 +8,7 @@
 Each runs on every file system named (`--root`, default: /dev/shm and the temporary folder), because directory
 creation on some is several times slower than everything else together. The numbers to compare are the ratios.
 
-    python benchmarks/launch.py --tasks 2000 --slots 2
+    python benchmarks/launch.py --tasks 2000 --slots 2 16
     python benchmarks/launch.py --journalled      (root: also on an ext4 in a loop-mounted file)
 """
 
@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,22 +169,21 @@ def _up(root: Path, slots: int, runtime: str) -> Iterator[dict[str, Any]]:
 def whole_path(tasks: int, slots: int, root: Path, runtime: str) -> tuple[Measured, float]:
     """(c), (d): the unmodified SDK creates the tasks; returns also the seconds that `create_tasks` alone took."""
     name = "(c) the same, nothing is launched" if runtime == "zero" else "(d) whole path, create_tasks to completed"
-    cpu = _cpu()
     with _up(root, slots, runtime) as endpoint:
         client = BatchClient(endpoint["endpoint"], AzureNamedKeyCredential(endpoint["account"], endpoint["key"]))
         pool = models.BatchPoolInfo(pool_id=endpoint["pool"])
         client.create_job(models.BatchJobCreateOptions(id="bench", pool_info=pool))
         todo = [models.BatchTaskCreateOptions(id=f"t{number}", command_line=COMMAND) for number in range(tasks)]
-        start = time.perf_counter()
+        cpu, start = _cpu(), time.perf_counter()
         client.create_tasks("bench", todo)
         created = time.perf_counter() - start
         deadline = start + WAIT_SECONDS
         while (counts := client.get_job_task_counts("bench").task_counts).completed < tasks:
             assert time.perf_counter() < deadline, counts
             time.sleep(0.02)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, _cpu() - cpu
         assert counts.failed == 0, counts
-    return Measured(name, tasks, seconds, _cpu() - cpu), created
+    return Measured(name, tasks, seconds, cpu), created
 
 
 def _file_system(path: Path) -> str:
@@ -250,16 +249,18 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=2000)
-    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--slots", type=int, nargs="+", default=[2, 16], help="tasks in flight, one table for each")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--root", type=Path, action="append", help="folder on the file system to measure")
     parser.add_argument("--journalled", action="store_true", help="also on a journalled ext4 in a loop file (root)")
     options = parser.parse_args()
-    for root in options.root or [Path("/dev", "shm"), Path(tempfile.gettempdir())]:
-        run_on(root, options.tasks, options.slots, options.repeats)
-    if options.journalled:
-        with _journalled() as root:
-            run_on(root, options.tasks, options.slots, options.repeats)
+    with ExitStack() as stack:
+        roots = options.root or [Path("/dev", "shm"), Path(tempfile.gettempdir())]
+        if options.journalled:
+            roots.append(stack.enter_context(_journalled()))
+        for root in roots:
+            for slots in options.slots:
+                run_on(root, options.tasks, slots, options.repeats)
 
 
 if __name__ == "__main__":
