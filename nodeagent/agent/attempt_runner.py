@@ -26,15 +26,13 @@ from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.launch_spec import launch_spec
 from nodeagent.agent.reporter import Reporter
 from nodeagent.boundary.base import BoundaryError, BoundaryProvider
-from nodeagent.model.enums import ErrorCategory
-from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import Assignment, AttemptKind, Sweep, Transition
 from nodeagent.model.times import utc_now
 from nodeagent.rules import attempt as rules
 from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
-from nodeagent.rules.failures import command_refused, directory_failure
+from nodeagent.rules.failures import command_refused, directory_failure, not_handled
 from nodeagent.runtime import base as runtime_base
 from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime, RuntimeFailure
 from nodeagent.shim import records
@@ -196,11 +194,11 @@ class AttemptRunner:
                     await self._tools.runtime.stop(self.attempt.execution_id, reason, self._tools.grace_seconds)
                 return None
             case rules.TransferIn():
-                return rules.PreProcessingFailed(_not_built("resource files and application packages", "Resource"))
+                return rules.PreProcessingFailed(not_handled("BlobDownloadMiscError", "resource files"))
             case rules.PullImage():
-                return rules.PreProcessingFailed(_not_built("container images", "Container"))
+                return rules.PreProcessingFailed(not_handled("ContainerMiscError", "container images"))
             case rules.TransferOut():
-                return rules.TransferredOut(_not_built("output files", "FileUpload"))
+                return rules.TransferredOut(not_handled("FileUploadMiscError", "output files"))
             case _:
                 raise TypeError(f"{effect} is nothing that a runner performs")
 
@@ -375,16 +373,3 @@ def _gate(preparation: Attempt | None) -> rules.Event:
     if preparation.terminal is Transition.COMPLETED:
         return rules.PreparationFailed("the job preparation task failed on this node")
     return rules.PreparationUnknown("the outcome of the job preparation task is not known")
-
-
-def _not_built(what: str, family: str) -> FailureInfo:
-    """The service refuses such work by name; an agent that is older than its service says so too."""
-    return FailureInfo(
-        category=ErrorCategory.SERVER_ERROR,
-        code={
-            "Resource": "BlobDownloadMiscError",
-            "Container": "ContainerMiscError",
-            "FileUpload": "FileUploadMiscError",
-        }[family],
-        message=f"This version of the node's agent does not handle {what}",
-    )

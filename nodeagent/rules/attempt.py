@@ -9,11 +9,11 @@ together with the reports among the effects, and only then performs the effects 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from nodeagent.model.enums import ErrorCategory, ExecutionResult
+from nodeagent.model.enums import ExecutionResult
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import (
     Assignment,
@@ -26,7 +26,15 @@ from nodeagent.model.protocol import (
     Sweep,
     Transition,
 )
-from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.model.times import UNLIMITED, format_duration
+from nodeagent.rules.failures import (
+    EXIT_CODE,
+    TASK_ENDED,
+    exit_code_failure,
+    recoveries_used_up,
+    task_ended,
+    with_details,
+)
 from nodeagent.rules.layout import STARTUP, task_directory
 from nodeagent.rules.retry import Next, after_completed
 
@@ -122,6 +130,9 @@ class Plan:
     max_task_retry_count: int
     directory: str
     """The task's directory, relative to the node root."""
+    max_wall_clock_time: timedelta = UNLIMITED
+    retention_time: timedelta = UNLIMITED
+    """How long the directory stays at least, from the terminal report on."""
 
     @property
     def node_bound(self) -> bool:
@@ -142,6 +153,8 @@ def plan_of(assignment: Assignment) -> Plan:
         transfers_out=bool(work.output_files),
         max_task_retry_count=work.constraints.max_task_retry_count,
         directory=task_directory(assignment.job_id, assignment.task_id) if assignment.job_id else STARTUP,
+        max_wall_clock_time=work.constraints.max_wall_clock_time,
+        retention_time=UNLIMITED if assignment.attempt_kind is AttemptKind.START else work.constraints.retention_time,
     )
 
 
@@ -261,6 +274,8 @@ class Ended:
     sweep: Sweep | None = None
     """Proof that nothing is left of it; None if that is still to be shown."""
     stderr_tail: str | None = None
+    task_message: str | None = None
+    """What the task wrote to the file named by NODEAGENT_ERROR_FILE, if it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,7 +514,7 @@ class _Walk:
             self.effects.append(Stop(reason))
 
     def ended(self, event: Ended) -> None:
-        self.move(State.EXITED, outcome=_outcome_of(event))
+        self.move(State.EXITED, outcome=_outcome_of(event, self.attempt.plan))
         proven = event.sweep is not None and event.sweep.remaining == 0
         owed = self._retries() if self.attempt.plan.node_bound else not proven
         if owed:
@@ -535,6 +550,7 @@ class _Walk:
         self.finalize(outcome)
 
     def finalize(self, outcome: Outcome) -> None:
+        outcome = _with_sweep(outcome)
         self.move(State.FINALIZING, outcome=outcome)
         self._report_end(Transition.COMPLETED, outcome=outcome)
 
@@ -546,7 +562,7 @@ class _Walk:
         elif attempt.recoveries < MAX_RECOVERIES:
             self._again(recoveries=attempt.recoveries + 1)
         else:
-            self.finalize(_failed(self.now, _recoveries_used_up(detail)))
+            self.finalize(_failed(self.now, recoveries_used_up(MAX_RECOVERIES, detail)))
 
     def _again(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Attempt, checked by replace
         self.change(execution=self.attempt.execution + 1, outcome=None, **changes)
@@ -657,12 +673,17 @@ _REACTIONS: Mapping[type, tuple[frozenset[State], Callable[[_Walk, Any], None]]]
 """Which event may happen in which states, and what it does."""
 
 
-def _outcome_of(event: Ended) -> Outcome:
+def _outcome_of(event: Ended, plan: Plan) -> Outcome:
     failure = event.failure
     if event.stop_reason is not None:
-        failure = task_ended(event.stop_reason, event.stderr_tail)
+        failure = task_ended(
+            event.stop_reason,
+            event.stderr_tail,
+            task_message=event.task_message,
+            limit=_limit(event.stop_reason, plan),
+        )
     elif event.exit_code:
-        failure = exit_code_failure(event.exit_code, event.stderr_tail)
+        failure = exit_code_failure(event.exit_code, event.stderr_tail, event.task_message)
     return Outcome(
         result=ExecutionResult.SUCCESS if failure is None else ExecutionResult.FAILURE,
         end_time=event.at,
@@ -674,13 +695,21 @@ def _outcome_of(event: Ended) -> Outcome:
     )
 
 
+def _limit(reason: StopReason, plan: Plan) -> str | None:
+    if reason is not StopReason.WALL_CLOCK:
+        return None
+    return f"maxWallClockTime {format_duration(plan.max_wall_clock_time)}"
+
+
+def _with_sweep(outcome: Outcome) -> Outcome:
+    """Add what was left of the execution, and what became of it, to the details of a failure."""
+    if outcome.failure_info is None or outcome.sweep is None or outcome.exit_code is None:
+        return outcome
+    if outcome.failure_info.code not in (EXIT_CODE, TASK_ENDED):
+        return outcome
+    told = f"{outcome.sweep.killed} killed, {outcome.sweep.remaining} remain"
+    return outcome.model_copy(update={"failure_info": with_details(outcome.failure_info, ("LeftoverProcesses", told))})
+
+
 def _failed(now: datetime, failure: FailureInfo, reason: StopReason | None = None) -> Outcome:
     return Outcome(result=ExecutionResult.FAILURE, end_time=now, failure_info=failure, stop_reason=reason)
-
-
-def _recoveries_used_up(detail: str) -> FailureInfo:
-    return FailureInfo(
-        category=ErrorCategory.USER_ERROR,
-        code="MaxInternalRetryCountReached",
-        message=f"The task was lost on the node and begun anew {MAX_RECOVERIES} times; the last time: {detail}",
-    )

@@ -80,7 +80,7 @@ def test_every_stop_reason_has_its_words(reason: StopReason) -> None:
     """Each reason is told with the additional code that names it."""
     failure = failures.task_ended(reason)
     assert failure.code == "TaskEnded"
-    assert {"Message", "AdditionalErrorCode"} == {item.name for item in failure.details}
+    assert {"Message", "AdditionalErrorCode", "StoppedBy"} == {item.name for item in failure.details}
 
 
 def test_exit_conditions_go_from_code_to_range_to_class_to_default() -> None:
