@@ -1,8 +1,9 @@
 """Starting the task's first process, and telling exactly why it could not be started.
 
 Two ways. As the shim's own user: the shim puts on the task's directory, limits and cgroup, calls `posix_spawn` (which
-does not copy the address space) and takes them off again; the child is born inside. As another user: a plain `fork`,
-because privileges have to be dropped between fork and exec; cheap enough while the shim is small.
+does not copy the address space) and takes them off again; the child is born inside. As another user, or under limits: a
+plain `fork`, because privileges have to be dropped between fork and exec, and no shim should be found in a cgroup in
+which the kernel may kill or throttle; cheap enough while the shim is small.
 """
 
 # ruff: noqa: PTH112, PTH113, PTH118, PTH123
@@ -55,7 +56,7 @@ def step(name: str, path: str) -> Iterator[None]:
 def spawn(spec: Spec, output: int, errors: int) -> int:
     """Start the command with these two files as stdout and stderr; its pid. Raises ExecFailed."""
     try:
-        if _is_somebody_else(spec):
+        if _is_somebody_else(spec) or kernel.is_limited(spec.boundary):
             return _fork_as_user(spec, output, errors)
         return _spawn_as_self(spec, output, errors)
     except Step as failed:
@@ -160,6 +161,8 @@ def _become_task(spec: Spec, output: int, errors: int, tell: int) -> NoReturn:
         with step("boundary", spec.boundary.get("path", "")):
             if "path" in spec.boundary:
                 kernel.enter(spec.boundary["path"])
+            for path in kernel.limiting_cgroups(spec.boundary):
+                kernel.enter(path)
         _limit(spec)
         with step("stdio", "/dev/null"):
             for source, target in ((os.open("/dev/null", os.O_RDONLY), 0), (output, 1), (errors, 2)):
