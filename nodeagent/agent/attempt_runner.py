@@ -57,6 +57,8 @@ class Tools:
     """Where the records of executions lie: `state_dir/attempts`."""
     grace_seconds: float
     durability: Literal["process", "power"]
+    stderr_tail: bool = True
+    """Whether a failure tells the last bytes of the task's stderr."""
     now: Callable[[], datetime] = utc_now
 
 
@@ -290,7 +292,7 @@ class AttemptRunner:
         while isinstance(seen, runtime_base.Lost) and seen.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
-        event = event_of(seen, self._paths.stderr, self._tools.node().user_name)
+        event = event_of(seen, self._paths, self._tools.node().user_name, stderr_tail=self._tools.stderr_tail)
         clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
             await self._remove_boundary()

@@ -152,6 +152,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             records=state.attempts,
             grace_seconds=settings.grace_seconds,
             durability=settings.durability,
+            stderr_tail=settings.stderr_tail,
         )
         removals = Removals(database, attempts, directories, state.attempts, tasks)
         assignments = Assignments(tools, removals, stored.cursor)

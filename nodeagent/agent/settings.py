@@ -44,6 +44,8 @@ class AgentSettings(BaseModel):
     """What a task's exit record survives: the death of any process, or a power cut too (fsync per task)."""
     grace_seconds: Annotated[float, Field(ge=0)] = 10
     """From SIGTERM to SIGKILL when a task is ended."""
+    stderr_tail: bool = True
+    """Whether a failure tells the last 4 KiB of the task's stderr; false if tasks may print what must stay here."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 30
     """How long the service may hold a request for work before it answers "nothing"."""
     call_seconds: Annotated[float, Field(gt=0)] = 30

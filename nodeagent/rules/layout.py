@@ -40,6 +40,8 @@ class TaskPaths:
     stdout: Path
     stderr: Path
     certificates: Path
+    error_file: Path
+    """NODEAGENT_ERROR_FILE: where a task may say in its own words why it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +95,5 @@ class NodeLayout:
             stdout=root / "stdout.txt",
             stderr=root / "stderr.txt",
             certificates=root / "certs",
+            error_file=root / "error.txt",
         )
