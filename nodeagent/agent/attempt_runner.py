@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -24,8 +24,10 @@ from nodeagent.agent.directories import Directories
 from nodeagent.agent.endings import event_of
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.launch_spec import launch_spec
+from nodeagent.agent.limits import TaskLimits, evidence, limited
 from nodeagent.agent.reporter import Reporter
-from nodeagent.boundary.base import BoundaryError, BoundaryProvider
+from nodeagent.boundary.base import BoundaryError
+from nodeagent.boundary.limits import LimitedBoundaries, counted
 from nodeagent.model.protocol import Assignment, AttemptKind, Sweep, Transition
 from nodeagent.model.times import utc_now
 from nodeagent.rules import attempt as rules
@@ -46,7 +48,7 @@ class Tools:
 
     database: Database
     runtime: Runtime
-    boundaries: BoundaryProvider
+    boundaries: LimitedBoundaries
     directories: Directories
     sessions: JobSessions
     reporter: Reporter
@@ -58,6 +60,7 @@ class Tools:
     grace_seconds: float
     durability: Literal["process", "power"]
     stderr_tail: bool = True
+    limits: TaskLimits = field(default_factory=TaskLimits)
     """Whether a failure tells the last bytes of the task's stderr."""
     now: Callable[[], datetime] = utc_now
 
@@ -247,6 +250,7 @@ class AttemptRunner:
             self.assignment,
             node,
             self._contained,
+        tools.boundaries.limit(self._contained, tools.limits.of_boundary(self.assignment.required_slots))
             now=tools.now(),
             grace_seconds=tools.grace_seconds,
             durability=tools.durability,
@@ -255,6 +259,7 @@ class AttemptRunner:
             number = await self._previous_number()
             with suppress(FileNotFoundError):  # removed while the database was asked
                 tools.directories.move_aside(paths, number)
+            limits=tools.limits,
             failpoints.hit("after_move_aside")
         failpoints.hit("after_directories")
         directory = self._records()
@@ -298,11 +303,21 @@ class AttemptRunner:
             await self._remove_boundary()
         return event
 
+        if isinstance(event, rules.Ended):
+            event = await self._with_evidence(event)
     async def _look(self, *, relaunch: bool = True) -> rules.Event:
         """Find out what became of the execution. Only what no shim ever took is launched, after a restart."""
         runtime, name = self._tools.runtime, self.attempt.execution_id
         if not records.exists(self._records(), records.Spec.FILE):
             return await self._launch()
+    async def _with_evidence(self, event: rules.Ended) -> rules.Ended:
+        """Add what the kernel counted, before its cgroup is taken away."""
+        boundary = await self._boundary_made()
+        if not limited(boundary):
+            return event
+        limits = self._tools.limits.of_boundary(self.assignment.required_slots)
+        return replace(event, evidence=event.evidence + evidence(counted(boundary), limits))
+
         self._spec_written = True
         match runtime.look(name):
             case runtime_base.Running():

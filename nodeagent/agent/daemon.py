@@ -23,19 +23,21 @@ from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.correspondence import Correspondence
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
-from nodeagent.agent.errors import AgentError, UnwritableError
+from nodeagent.agent.errors import AgentError, LimitsUnavailableError, UnwritableError
 from nodeagent.agent.file_server import FileServer
 from nodeagent.agent.heartbeat import beat
 from nodeagent.agent.identity import Identity, StateDirectory
 from nodeagent.agent.introduction import Introduction
 from nodeagent.agent.job_sessions import JobSessions
+from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
 from nodeagent.agent.reporter import Reporter
 from nodeagent.agent.service_client import ServiceClient
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.boundary import probe
-from nodeagent.boundary.base import BoundaryError, BoundaryProvider
+from nodeagent.boundary.base import BoundaryError
+from nodeagent.boundary.limits import LimitedBoundaries
 from nodeagent.model.protocol import Heartbeat, HostStatistics
 from nodeagent.rules.layout import NodeLayout
 from nodeagent.runtime.base import Runtime
@@ -153,6 +155,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             grace_seconds=settings.grace_seconds,
             durability=settings.durability,
             stderr_tail=settings.stderr_tail,
+            limits=TaskLimits.of(settings),
         )
         removals = Removals(database, attempts, directories, state.attempts, tasks)
         assignments = Assignments(tools, removals, stored.cursor)
@@ -221,19 +224,24 @@ async def _opened_database(state: StateDirectory) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def _opened_runtime(
     settings: AgentSettings, state: StateDirectory, attempts: Attempts, given: Runtime | None
-) -> AsyncIterator[tuple[Runtime, BoundaryProvider]]:
+) -> AsyncIterator[tuple[Runtime, LimitedBoundaries]]:
     parent = None if settings.cgroup_parent is None else Path(settings.cgroup_parent)
-    choice = await asyncio.to_thread(probe.choose, boundary_root(settings.node, state.path), settings.boundary, parent)
+    root = boundary_root(settings.node, state.path)
+    choice = await asyncio.to_thread(probe.choose, root, settings.boundary, parent)
     log.info("boundary chosen", kind=choice.provider.kind, passed_over=list(choice.passed_over))
     runtime = given or _runtime(settings, state)
     await runtime.open()
     try:
-        yield runtime, choice.provider
+        boundaries = LimitedBoundaries(choice.provider, root, TaskLimits.of(settings).of_boundary(1).controllers)
+    except BoundaryError as error:
+        raise LimitsUnavailableError(f"a limit of the settings cannot be kept here: {error}") from error
+    try:
+        yield runtime, boundaries
     finally:
         await runtime.close()
         if not any(runner.attempt.executing for runner in attempts):
             with suppress(BoundaryError):  # what a job's preparation left running goes on in it
-                await choice.provider.close(CLOSE_SECONDS)
+                await boundaries.close(CLOSE_SECONDS)
 
 
 def _runtime(settings: AgentSettings, state: StateDirectory) -> Runtime:

@@ -3,6 +3,7 @@
 AgentError                3  a fault of nodeagent itself
 ├── WrongNodeError        2  the state directory belongs to another node id
 ├── DamagedStateError     3  a file of the state directory cannot be understood
+├── LimitsUnavailableError 2  the kernel cannot keep a limit of the settings
 ├── AddressInUseError     4  the file server's address is taken
 ├── StateInUseError       5  another agent holds the state directory
 ├── NewerStateError       6  a newer nodeagent wrote it
@@ -30,6 +31,12 @@ class DamagedStateError(AgentError):
 
 class AddressInUseError(AgentError):
     """The file server's address is taken."""
+
+class LimitsUnavailableError(AgentError):
+    """The kernel cannot keep a limit of the settings on this machine; running without it would be worse."""
+
+    exit_status = 2
+
 
     exit_status = 4
 

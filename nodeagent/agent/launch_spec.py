@@ -4,6 +4,7 @@ import time
 from datetime import datetime
 from typing import Literal
 
+from nodeagent.agent.limits import TaskLimits
 from nodeagent.model.protocol import Assignment, StopReason
 from nodeagent.model.times import UNLIMITED
 from nodeagent.rules.attempt import Attempt
@@ -12,7 +13,7 @@ from nodeagent.rules.environment import NodeFacts, task_environment
 from nodeagent.shim.records import Deadline, Spec
 
 
-def launch_spec(
+def launch_spec(  # noqa: PLR0913 - each is one independent property of the execution
     attempt: Attempt,
     assignment: Assignment,
     node: NodeFacts,
@@ -21,6 +22,7 @@ def launch_spec(
     now: datetime,
     grace_seconds: float,
     durability: Literal["process", "power"],
+    limits: TaskLimits,
 ) -> Spec:
     """Return the spec of the attempt's present execution.
 
@@ -35,9 +37,11 @@ def launch_spec(
         stdout=str(paths.stdout),
         stderr=str(paths.stderr),
         boundary=boundary,
+        limits=limits.resources,
         sweep=not attempt.plan.node_bound,
         grace_seconds=grace_seconds,
         deadline=_deadline(attempt, assignment, now),
+        output_cap=None if attempt.plan.node_bound else limits.output_cap,
         durability=durability,
     )
 

@@ -67,3 +67,6 @@ class AgentSettings(BaseModel):
         if state == root or state.is_relative_to(root) or root.is_relative_to(state):
             raise ValueError("state_dir and root must not contain each other: tasks could read the agent's state")
         return self
+        first, last = self.uid_range
+        if last - first < self.slots:
+            raise ValueError("uid_range must have a uid for the pool's auto user and one for each slot, lowest first")

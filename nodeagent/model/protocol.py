@@ -46,6 +46,9 @@ class StopReason(StrEnum):
     NODE_REMOVED = "node_removed"
     PREEMPTED = "preempted"
     DISK_PRESSURE = "disk_pressure"
+    """The node was running out of disk space, and this was the task that held most of it."""
+    DISK_BUDGET = "disk_budget"
+    """The task's directory grew beyond what a task is allowed."""
     SUPERSEDED = "superseded"
 
 

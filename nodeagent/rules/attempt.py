@@ -28,8 +28,10 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.model.times import UNLIMITED, format_duration
 from nodeagent.rules.failures import (
+    DISK_FULL,
     EXIT_CODE,
     TASK_ENDED,
+    Detail,
     exit_code_failure,
     recoveries_used_up,
     task_ended,
@@ -276,6 +278,8 @@ class Ended:
     stderr_tail: str | None = None
     task_message: str | None = None
     """What the task wrote to the file named by NODEAGENT_ERROR_FILE, if it failed."""
+    evidence: tuple[Detail, ...] = ()
+    """More details for a failure: what was counted, which limit was met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -684,6 +688,8 @@ def _outcome_of(event: Ended, plan: Plan) -> Outcome:
         )
     elif event.exit_code:
         failure = exit_code_failure(event.exit_code, event.stderr_tail, event.task_message)
+    if failure is not None:
+        failure = with_details(failure, *event.evidence)
     return Outcome(
         result=ExecutionResult.SUCCESS if failure is None else ExecutionResult.FAILURE,
         end_time=event.at,
@@ -705,7 +711,7 @@ def _with_sweep(outcome: Outcome) -> Outcome:
     """Add what was left of the execution, and what became of it, to the details of a failure."""
     if outcome.failure_info is None or outcome.sweep is None or outcome.exit_code is None:
         return outcome
-    if outcome.failure_info.code not in (EXIT_CODE, TASK_ENDED):
+    if outcome.failure_info.code not in (EXIT_CODE, TASK_ENDED, DISK_FULL):
         return outcome
     told = f"{outcome.sweep.killed} killed, {outcome.sweep.remaining} remain"
     return outcome.model_copy(update={"failure_info": with_details(outcome.failure_info, ("LeftoverProcesses", told))})

@@ -76,11 +76,16 @@ _STOP_TEXTS: dict[StopReason, tuple[str, str]] = {
     StopReason.NODE_REMOVED: ("NodeRemoved", "The compute node was removed from the pool"),
     StopReason.PREEMPTED: ("NodePreempted", "The compute node was preempted"),
     StopReason.DISK_PRESSURE: ("DiskPressure", "The compute node was running out of disk space"),
+    StopReason.DISK_BUDGET: (
+        "DiskBudgetExceeded",
+        "The task's directory grew beyond the space that a task may take",
+    ),
     StopReason.SUPERSEDED: ("Superseded", "Another execution of the task has taken its place"),
 }
 
 
-_BY_NODE = frozenset({StopReason.WALL_CLOCK, StopReason.DISK_PRESSURE})
+_FOR_SPACE = frozenset({StopReason.DISK_PRESSURE, StopReason.DISK_BUDGET})
+_BY_NODE = _FOR_SPACE | {StopReason.WALL_CLOCK}
 """Stops that nobody asked for: the node enforces a limit."""
 
 
@@ -120,10 +125,10 @@ def task_ended(
     task_message: str | None = None,
     limit: str | None = None,
 ) -> FailureInfo:
-    """An execution was ended on request or by a limit (`limit`: which, with its value)."""
+    """An execution was ended on request or by a limit (`limit`: which, with its value); for space it is `DiskFull`."""
     additional_code, text = _STOP_TEXTS[reason]
     return failure_of(
-        TASK_ENDED,
+        DISK_FULL if reason in _FOR_SPACE else TASK_ENDED,
         ("Message", text),
         ("AdditionalErrorCode", additional_code),
         ("StoppedBy", "node" if reason in _BY_NODE else "service"),
