@@ -38,9 +38,7 @@ _TASK: dict[str, Check] = _ANY_TASK | {
     "applicationPackageReferences": _present,
     "authenticationTokenSettings": _present,
     "multiInstanceSettings": _present,
-    "exitConditions": _present,
     "affinityInfo": _present,
-    "dependsOn": _present,
 }
 _POOL: dict[str, Check] = {
     "enableAutoScale": bool,
@@ -51,9 +49,7 @@ _POOL: dict[str, Check] = {
     "enableInterNodeCommunication": bool,
 }
 _JOB: dict[str, Check] = {
-    "usesTaskDependencies": bool,
     "allowTaskPreemption": bool,
-    "jobManagerTask": _present,
     "networkConfiguration": _present,
 }
 
@@ -81,6 +77,8 @@ def unsupported_job(job: JobCreate) -> list[str]:
         "jobPreparationTask": job.job_preparation_task,
         "jobReleaseTask": job.job_release_task,
     }
+    if job.job_manager_task is not None:
+        paths += _refused(job.job_manager_task, _TASK, "jobManagerTask.")
     for name, task in special.items():
         if task is not None:
             paths += _refused(task, _ANY_TASK, f"{name}.")
