@@ -78,7 +78,7 @@ def test_launch_failures_tell_programs_from_permissions_and_disks() -> None:
 def test_every_stop_reason_has_its_words(reason: StopReason) -> None:
     """Each reason is told with the additional code that names it."""
     failure = failures.task_ended(reason)
-    assert failure.code == "TaskEnded"
+    assert failure.code == ("DiskFull" if "disk" in reason else "TaskEnded")
     assert {"Message", "AdditionalErrorCode", "StoppedBy"} == {item.name for item in failure.details}
 
 
