@@ -35,6 +35,7 @@ from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
 from nodeagent.rules.failures import command_refused, directory_failure, not_handled
+from nodeagent.rules.retention import expiry
 from nodeagent.runtime import base as runtime_base
 from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime, RuntimeFailure
 from nodeagent.shim import records
@@ -92,6 +93,10 @@ class Change:
         journal.note(connection, self.after.attempt_id, self.at, self.event, self.after.state, self.detail)
         for row in self.rows:
             journal.add_report(connection, row)
+        if self.after.terminal is not None and self.before.terminal is None:
+            expires = expiry(self.after, self.at)
+            if expires is not None:
+                journal.set_expiry(connection, self.after.attempt_id, expires)
         if self.silenced or (self.after.acknowledged and not self.before.acknowledged):
             journal.drop_reports(connection, self.after.attempt_id)
 

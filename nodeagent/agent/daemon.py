@@ -33,6 +33,7 @@ from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
 from nodeagent.agent.reporter import Reporter
+from nodeagent.agent.retention import Retention
 from nodeagent.agent.service_client import ServiceClient
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.boundary import probe
@@ -179,6 +180,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         tasks.create_task(
             beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned)
         )
+        tasks.create_task(Retention(database, removals, settings.cleanup_seconds, tools.now).run())
         tasks.create_task(_tell_service_manager(registration))
         await stop.wait()
         sd_notify.notify("STOPPING=1")

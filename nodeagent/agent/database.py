@@ -71,6 +71,10 @@ MIGRATIONS: Sequence[str] = (
         whole_job INTEGER NOT NULL
     );
     """,
+    """
+    ALTER TABLE attempts ADD COLUMN expires REAL;
+    CREATE INDEX attempts_expiring ON attempts (expires) WHERE expires IS NOT NULL;
+    """,
 )
 """Numbered from 1: `PRAGMA user_version` says how many have been applied. Never edit one that was released."""
 
