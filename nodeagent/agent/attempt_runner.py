@@ -18,6 +18,7 @@ from typing import Literal
 import structlog
 
 from nodeagent.agent import failpoints, journal
+from nodeagent.agent.accounts import Accounts, Actor
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
@@ -31,6 +32,7 @@ from nodeagent.boundary.limits import LimitedBoundaries, counted
 from nodeagent.model.protocol import Assignment, AttemptKind, Sweep, Transition
 from nodeagent.model.times import utc_now
 from nodeagent.rules import attempt as rules
+from nodeagent.rules.accounts import AccountError
 from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
@@ -48,6 +50,7 @@ class Tools:
     """What all runners of a node share."""
 
     database: Database
+    accounts: Accounts
     runtime: Runtime
     boundaries: LimitedBoundaries
     directories: Directories
@@ -60,8 +63,8 @@ class Tools:
     """Where the records of executions lie: `state_dir/attempts`."""
     grace_seconds: float
     durability: Literal["process", "power"]
-    stderr_tail: bool = True
     limits: TaskLimits = field(default_factory=TaskLimits)
+    stderr_tail: bool = True
     """Whether a failure tells the last bytes of the task's stderr."""
     now: Callable[[], datetime] = utc_now
 
@@ -133,6 +136,7 @@ class AttemptRunner:
         """The driver stores a step: what it stores is yet to be told, so it must not be cancelled."""
         self._spec_written = False
         self._contained: dict[str, str] | None = None
+        self._actor: Actor | None = None
         if attempt.state in rules.OVER:
             self.over.set()
 
@@ -148,9 +152,10 @@ class AttemptRunner:
         """Do what follows at once from a stored change: tell the reporter, wake who waits."""
         if change.silenced:
             self._tools.reporter.drop(change.after.attempt_id)
-        self._tools.reporter.add(change.rows)
         if change.after.state in rules.OVER and not self.over.is_set():
             self.over.set()
+            self._tools.accounts.release(self.assignment)
+        self._tools.reporter.add(change.rows)
         if change.after.acknowledged:
             self._tools.attempts.retire(self)
 
@@ -235,6 +240,8 @@ class AttemptRunner:
                 await self._write_spec()
             except (CommandLineError, EnvironmentLoopError) as error:
                 return rules.PreProcessingFailed(command_refused(str(error)))
+            except AccountError as error:
+                return rules.PreProcessingFailed(command_refused(str(error), ("Step", "user")))
             except BoundaryError as error:
                 return rules.Lost(f"the node could not contain it: {error}")
             except OSError as error:
@@ -246,25 +253,27 @@ class AttemptRunner:
         return rules.Ended(at=self._tools.now(), stop_reason=self.attempt.stop_reason, sweep=Sweep())
 
     async def _write_spec(self) -> None:
-        """Raises OSError, CommandLineError, EnvironmentLoopError, BoundaryError."""
+        """Raises OSError, AccountError, CommandLineError, EnvironmentLoopError, BoundaryError."""
         tools, attempt = self._tools, self.attempt
-        node, paths = tools.node(), self._paths
+        self._actor = actor = await tools.accounts.hold(self.assignment)
+        node, paths = replace(tools.node(), user_name=actor.name), self._paths
         self._contained = await self._boundary()
+        tools.boundaries.limit(self._contained, tools.limits.of_boundary(self.assignment.required_slots))
         spec = launch_spec(
             attempt,
             self.assignment,
             node,
             self._contained,
-        tools.boundaries.limit(self._contained, tools.limits.of_boundary(self.assignment.required_slots))
+            user=actor.user,
             now=tools.now(),
             grace_seconds=tools.grace_seconds,
             durability=tools.durability,
+            limits=tools.limits,
         )
-        while not tools.directories.make_task(paths):
+        while not tools.directories.make_task(paths, actor.owner):
             number = await self._previous_number()
             with suppress(FileNotFoundError):  # removed while the database was asked
                 tools.directories.move_aside(paths, number)
-            limits=tools.limits,
             failpoints.hit("after_move_aside")
         failpoints.hit("after_directories")
         directory = self._records()
@@ -302,19 +311,14 @@ class AttemptRunner:
         while isinstance(seen, runtime_base.Lost) and seen.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
-        event = event_of(seen, self._paths, self._tools.node().user_name, stderr_tail=self._tools.stderr_tail)
+        event = event_of(seen, self._paths, self._user_name(), stderr_tail=self._tools.stderr_tail)
+        if isinstance(event, rules.Ended):
+            event = await self._with_evidence(event)
         clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
             await self._remove_boundary()
         return event
 
-        if isinstance(event, rules.Ended):
-            event = await self._with_evidence(event)
-    async def _look(self, *, relaunch: bool = True) -> rules.Event:
-        """Find out what became of the execution. Only what no shim ever took is launched, after a restart."""
-        runtime, name = self._tools.runtime, self.attempt.execution_id
-        if not records.exists(self._records(), records.Spec.FILE):
-            return await self._launch()
     async def _with_evidence(self, event: rules.Ended) -> rules.Ended:
         """Add what the kernel counted, before its cgroup is taken away."""
         boundary = await self._boundary_made()
@@ -323,6 +327,11 @@ class AttemptRunner:
         limits = self._tools.limits.of_boundary(self.assignment.required_slots)
         return replace(event, evidence=event.evidence + evidence(counted(boundary), limits))
 
+    async def _look(self, *, relaunch: bool = True) -> rules.Event:
+        """Find out what became of the execution. Only what no shim ever took is launched, after a restart."""
+        runtime, name = self._tools.runtime, self.attempt.execution_id
+        if not records.exists(self._records(), records.Spec.FILE):
+            return await self._launch()
         self._spec_written = True
         match runtime.look(name):
             case runtime_base.Running():
@@ -369,6 +378,13 @@ class AttemptRunner:
                 spec = None
             self._contained = await self._boundary() if spec is None else dict(spec.boundary)
         return self._contained
+
+    def _user_name(self) -> str:
+        """Who the execution ran as; one that was adopted as its environment says."""
+        if self._actor is not None:
+            return self._actor.name
+        spec = records.read(self._records(), records.Spec)
+        return self._tools.node().user_name if spec is None else spec.env["AZ_BATCH_TASK_USER"]
 
     def _records(self) -> str:
         return f"{self._tools.records}/{self.attempt.execution_id}"

@@ -4,7 +4,6 @@ Ending the agent is not a drain: tasks run on under their shims, and the next li
 """
 
 import asyncio
-import os
 import signal
 import sqlite3
 import sys
@@ -17,6 +16,7 @@ from typing import TypeVar
 import structlog
 
 from nodeagent.agent import recovery, sd_notify
+from nodeagent.agent.accounts import Accounts, check_reachable, claimed, uids_of
 from nodeagent.agent.assignments import Assignments
 from nodeagent.agent.attempt_runner import Tools
 from nodeagent.agent.attempts import Attempts
@@ -123,14 +123,17 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
     directories.make_node()
     identity = state.begin_life(settings.node)
     log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path))
-    if os.geteuid() == 0:
-        log.warning("the agent is root, and tasks run as root: this version makes no accounts for them")
+    uids = uids_of(settings)
+    if uids is not None:
+        directories.open_to_users()
+        check_reachable(layout.root)
     files = FileServer(layout, settings.file_server_host, settings.file_server_port, settings.advertise_host)
     client = ServiceClient(
         settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
     )
     attempts = Attempts()
     async with (
+        claimed(uids),
         _opened_database(state) as database,
         _opened_runtime(settings, state, attempts, given) as (runtime, boundaries),
         files.serving() as address,
@@ -138,12 +141,15 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         asyncio.TaskGroup() as tasks,
     ):
         stored = await database.write(recovery.load)
+        accounts = Accounts(database, directories, uids)
+        await accounts.recover()
         introduction = Introduction(settings, identity, layout, address, stored.registered)
         correspondence = Correspondence(database, attempts, introduction, tasks)
         reporter = Reporter(_head(identity), correspondence.acknowledged, correspondence.disowned)
         sessions = JobSessions(database, boundaries, attempts)
         tools = Tools(
             database=database,
+            accounts=accounts,
             runtime=runtime,
             boundaries=boundaries,
             directories=directories,
@@ -155,8 +161,8 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             records=state.attempts,
             grace_seconds=settings.grace_seconds,
             durability=settings.durability,
-            stderr_tail=settings.stderr_tail,
             limits=TaskLimits.of(settings),
+            stderr_tail=settings.stderr_tail,
         )
         removals = Removals(database, attempts, directories, state.attempts, tasks)
         assignments = Assignments(tools, removals, stored.cursor)
@@ -231,12 +237,12 @@ async def _opened_runtime(
     root = boundary_root(settings.node, state.path)
     choice = await asyncio.to_thread(probe.choose, root, settings.boundary, parent)
     log.info("boundary chosen", kind=choice.provider.kind, passed_over=list(choice.passed_over))
-    runtime = given or _runtime(settings, state)
-    await runtime.open()
     try:
         boundaries = LimitedBoundaries(choice.provider, root, TaskLimits.of(settings).of_boundary(1).controllers)
     except BoundaryError as error:
         raise LimitsUnavailableError(f"a limit of the settings cannot be kept here: {error}") from error
+    runtime = given or _runtime(settings, state)
+    await runtime.open()
     try:
         yield runtime, boundaries
     finally:

@@ -72,6 +72,13 @@ MIGRATIONS: Sequence[str] = (
     );
     """,
     """
+    CREATE TABLE accounts (
+        uid INTEGER PRIMARY KEY,
+        holder TEXT UNIQUE,
+        released INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
+    """
     ALTER TABLE attempts ADD COLUMN expires REAL;
     CREATE INDEX attempts_expiring ON attempts (expires) WHERE expires IS NOT NULL;
     """,

@@ -1,9 +1,10 @@
 """Why an agent cannot start or go on. Each error is one clear line for a person, and an exit status (docs/cli.md).
 
 AgentError                3  a fault of nodeagent itself
+├── AccountsError         2  tasks cannot be given users of their own here as the settings want it
 ├── WrongNodeError        2  the state directory belongs to another node id
-├── DamagedStateError     3  a file of the state directory cannot be understood
 ├── LimitsUnavailableError 2  the kernel cannot keep a limit of the settings
+├── DamagedStateError     3  a file of the state directory cannot be understood
 ├── AddressInUseError     4  the file server's address is taken
 ├── StateInUseError       5  another agent holds the state directory
 ├── NewerStateError       6  a newer nodeagent wrote it
@@ -19,8 +20,20 @@ class AgentError(Exception):
     exit_status = 3
 
 
+class AccountsError(AgentError):
+    """The settings ask for users of tasks that this machine cannot give."""
+
+    exit_status = 2
+
+
 class WrongNodeError(AgentError):
     """The state directory belongs to another node id."""
+
+    exit_status = 2
+
+
+class LimitsUnavailableError(AgentError):
+    """The kernel cannot keep a limit of the settings on this machine; running without it would be worse."""
 
     exit_status = 2
 
@@ -31,12 +44,6 @@ class DamagedStateError(AgentError):
 
 class AddressInUseError(AgentError):
     """The file server's address is taken."""
-
-class LimitsUnavailableError(AgentError):
-    """The kernel cannot keep a limit of the settings on this machine; running without it would be worse."""
-
-    exit_status = 2
-
 
     exit_status = 4
 

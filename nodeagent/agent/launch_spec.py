@@ -10,7 +10,7 @@ from nodeagent.model.times import UNLIMITED
 from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import split
 from nodeagent.rules.environment import NodeFacts, task_environment
-from nodeagent.shim.records import Deadline, Spec
+from nodeagent.shim.records import Deadline, Spec, User
 
 
 def launch_spec(  # noqa: PLR0913 - each is one independent property of the execution
@@ -19,6 +19,7 @@ def launch_spec(  # noqa: PLR0913 - each is one independent property of the exec
     node: NodeFacts,
     boundary: dict[str, str],
     *,
+    user: User | None,
     now: datetime,
     grace_seconds: float,
     durability: Literal["process", "power"],
@@ -37,6 +38,7 @@ def launch_spec(  # noqa: PLR0913 - each is one independent property of the exec
         stdout=str(paths.stdout),
         stderr=str(paths.stderr),
         boundary=boundary,
+        user=user,
         limits=limits.resources,
         sweep=not attempt.plan.node_bound,
         grace_seconds=grace_seconds,

@@ -69,8 +69,6 @@ class AgentSettings(BaseModel):
     """First and last of the uids that tasks run as, this agent's alone on its machine: at least `slots` + 1."""
     gid: Annotated[int, Field(ge=1)] | None = None
     """Group of the pool's auto user, to which directories of tasks belong; default: the number of its uid."""
-    cleanup_seconds: Annotated[float, Field(gt=0)] = 60
-    """How often the agent looks for task directories whose retention time is over."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 30
     """How long the service may hold a request for work before it answers "nothing"."""
     call_seconds: Annotated[float, Field(gt=0)] = 30

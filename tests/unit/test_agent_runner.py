@@ -54,6 +54,7 @@ async def test_a_stop_that_comes_while_the_end_is_stored_does_not_swallow_the_re
         tools: Any = SimpleNamespace(
             database=database,
             reporter=told,
+            accounts=SimpleNamespace(release=lambda _: None),
             runtime=runtime,
             tasks=tasks,
             now=utc_now,

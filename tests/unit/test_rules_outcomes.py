@@ -148,11 +148,16 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     """A property of a later version is named, and a plain task passes."""
     plain = TaskCreate.model_validate({"id": "t", "commandLine": "x", "userIdentity": {"autoUser": {}}})
     assert supported.unsupported_task(plain) == []
-    admin = {"autoUser": {"elevationLevel": "admin"}}
+    references = [{"applicationId": "a"}]
     fancy = TaskCreate.model_validate(
-        {"id": "t", "commandLine": "x", "containerSettings": {"imageName": "i"}, "userIdentity": admin}
+        {
+            "id": "t",
+            "commandLine": "x",
+            "containerSettings": {"imageName": "i"},
+            "applicationPackageReferences": references,
+        }
     )
-    assert supported.unsupported_task(fancy) == ["containerSettings", "userIdentity"]
+    assert supported.unsupported_task(fancy) == ["containerSettings", "applicationPackageReferences"]
 
 
 def test_what_is_not_built_is_refused_of_a_job_manager_too() -> None:

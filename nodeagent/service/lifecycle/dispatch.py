@@ -11,10 +11,11 @@ from nodeagent.model.protocol import (
     RemoveFiles,
     StopAttempt,
     StopReason,
+    Work,
 )
 from nodeagent.rules.layout import task_directory
 from nodeagent.service import task_events, work
-from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, tasks
+from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, pools, tasks
 from nodeagent.service.store.attempts import AttemptRow, NewAttempt
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.job_nodes import JobNodeRow
@@ -35,7 +36,7 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
         retry_count=task.execution.retry_count,
         system_task_version=task.system_task_version,
         required_slots=task.required_slots,
-        work=work.of_task(job.spec, task.spec),
+        work=_with_user(tx, work.of_task(job.spec, task.spec), node.pool_id),
         preparation=gate,
     )
     number = messages.add(tx, node.num, assignment)
@@ -71,7 +72,7 @@ def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> Prep
                 job_id=job.id,
                 task_id=preparation.id,
                 required_slots=0,
-                work=work.of_preparation(job.spec, preparation),
+                work=_with_user(tx, work.of_preparation(job.spec, preparation), node.pool_id),
             ),
             now,
         )
@@ -97,10 +98,19 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
             job_id=job.id,
             task_id=release.id,
             required_slots=0,
-            work=work.of_release(job.spec, release),
+            work=_with_user(tx, work.of_release(job.spec, release), row.pool_id),
         ),
         now,
     )
+
+
+def _with_user(tx: Transaction, merged: Work, pool_id: str) -> Work:
+    """Add what the node must know of a named user; the node refuses one that the pool does not have."""
+    if merged.user_identity.username is None:
+        return merged
+    pool = pools.get(tx, pool_id)
+    accounts = None if pool is None else pool.spec.user_accounts
+    return merged.model_copy(update={"named_user": work.named_user(accounts or (), merged.user_identity.username)})
 
 
 def _send(tx: Transaction, job: JobRow, node_num: int, assignment: Assignment, now: datetime) -> None:
