@@ -25,6 +25,9 @@ IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.
 """Signals that the shim ignores (a unit that is stopped signals all its processes) and that a task must not."""
 
 
+_ELF_MACHINES = {3: "i386", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+"""What e_machine of an ELF header means (elf.h), for those one meets."""
+
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -269,11 +272,26 @@ def _hint(spec: Spec, name: str, path: str, number: int) -> str:
         return _hint_absent(spec, path)
     if number == errno.EACCES and os.path.isdir(path):
         return "this is a directory"
+    if number == errno.ENOEXEC:
+        return _hint_format(path)
     return {
         errno.EACCES: "the file is not executable for this user, or lies on a file system mounted noexec",
-        errno.ENOEXEC: "neither a program for this machine nor a script that begins with #!",
         errno.E2BIG: "the command line and the environment together are longer than this system allows",
     }.get(number, "")
+
+
+def _hint_format(path: str) -> str:
+    """The kernel knows no way to run the file: a program for another machine says so in its header."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(20)
+    except OSError:
+        head = b""
+    if len(head) < 20 or not head.startswith(b"\x7fELF"):
+        return "neither a program for this machine nor a script that begins with #!"
+    number = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+    built_for = _ELF_MACHINES.get(number, f"ELF machine {number}")
+    return f"a program for {built_for}, and this machine is {os.uname().machine}"
 
 
 def _hint_absent(spec: Spec, path: str) -> str:
@@ -281,7 +299,8 @@ def _hint_absent(spec: Spec, path: str) -> str:
         with open(path, "rb") as file:
             first = file.readline(256)
         if first.startswith(b"#!"):
-            return f"its interpreter {first[2:].decode(errors='replace').split()[:1]} does not exist"
+            named = first[2:].decode(errors="replace").split()
+            return f"its interpreter {named[0] if named else ''} does not exist"
         return "its dynamic loader does not exist"
     if "/" in spec.argv[0]:
         return "there is no such file; relative paths start at the working directory"
