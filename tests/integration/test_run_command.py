@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import (
+from tests.integration.command_line import (
     ended,
     job_text,
     kill_processes_of,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import (
+from tests.integration.command_line import (
     ended,
     job_text,
     kill_processes_of,

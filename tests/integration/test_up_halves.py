@@ -13,7 +13,7 @@ import pytest
 from azure.batch import BatchClient
 from azure.batch import models as batch
 from azure.core.credentials import AzureNamedKeyCredential
-from command_line import ended, kill_processes_of, shell, started, until
+from tests.integration.command_line import ended, kill_processes_of, shell, started, until
 
 from nodeagent.local.settings import DEVELOPMENT_KEY
 
