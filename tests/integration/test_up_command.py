@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nodeagent.local.client import BatchClient
+from nodeagent.model.job import JobCreate
+from nodeagent.model.task import TaskCreate
 from tests.integration.command_line import (
     ended,
     job_text,
@@ -24,10 +28,6 @@ from tests.integration.command_line import (
     until,
     until_gone,
 )
-
-from nodeagent.local.client import BatchClient
-from nodeagent.model.job import JobCreate
-from nodeagent.model.task import TaskCreate
 
 
 @pytest.fixture

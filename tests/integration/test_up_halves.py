@@ -13,9 +13,9 @@ import pytest
 from azure.batch import BatchClient
 from azure.batch import models as batch
 from azure.core.credentials import AzureNamedKeyCredential
-from tests.integration.command_line import ended, kill_processes_of, shell, started, until
 
 from nodeagent.local.settings import DEVELOPMENT_KEY
+from tests.integration.command_line import ended, kill_processes_of, shell, started, until
 
 
 @dataclass
