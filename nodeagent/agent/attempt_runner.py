@@ -22,6 +22,7 @@ from nodeagent.agent.accounts import Accounts, Actor
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
+from nodeagent.agent.disk_watch import FULL, FULL_SECONDS, DiskWatch
 from nodeagent.agent.endings import event_of
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.launch_spec import launch_spec
@@ -29,7 +30,7 @@ from nodeagent.agent.limits import TaskLimits, evidence, limited
 from nodeagent.agent.reporter import Reporter
 from nodeagent.boundary.base import BoundaryError
 from nodeagent.boundary.limits import LimitedBoundaries, counted
-from nodeagent.model.protocol import Assignment, AttemptKind, Sweep, Transition
+from nodeagent.model.protocol import Assignment, AttemptKind, StopReason, Sweep, Transition
 from nodeagent.model.times import utc_now
 from nodeagent.rules import attempt as rules
 from nodeagent.rules.accounts import AccountError
@@ -37,6 +38,7 @@ from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
 from nodeagent.rules.failures import command_refused, directory_failure, not_handled
+from nodeagent.rules.layout import TaskPaths
 from nodeagent.rules.retention import expiry
 from nodeagent.runtime import base as runtime_base
 from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime, RuntimeFailure
@@ -59,6 +61,7 @@ class Tools:
     attempts: Attempts
     tasks: asyncio.TaskGroup
     node: Callable[[], NodeFacts]
+    disk: DiskWatch
     records: Path
     """Where the records of executions lie: `state_dir/attempts`."""
     grace_seconds: float
@@ -131,6 +134,8 @@ class AttemptRunner:
         """The terminal report is acknowledged."""
         self._tools = tools
         self._paths = tools.directories.layout.task(assignment.job_id, assignment.task_id)
+        self._unwanted = asyncio.Event()
+        """Somebody wants the attempt to end."""
         self._driver: asyncio.Task[None] | None = None
         self._storing = False
         """The driver stores a step: what it stores is yet to be told, so it must not be cancelled."""
@@ -139,6 +144,21 @@ class AttemptRunner:
         self._actor: Actor | None = None
         if attempt.state in rules.OVER:
             self.over.set()
+        if attempt.stop_reason is not None:
+            self._unwanted.set()
+
+    @property
+    def paths(self) -> TaskPaths:
+        """Where the present execution has its directory."""
+        return self._paths
+
+    def recorded_boundary(self) -> dict[str, str] | None:
+        """The boundary of the present execution, if its spec has been written and is whole."""
+        try:
+            spec = records.read(self._records(), records.Spec)
+        except records.RecordError:
+            return None
+        return None if spec is None else dict(spec.boundary)
 
     def apply(self, event: rules.Event) -> Change:
         """Step in memory. Whoever calls stores the change and then calls `committed` with it."""
@@ -146,6 +166,8 @@ class AttemptRunner:
         before = self.attempt
         stepped = rules.step(before, event, at)
         self.attempt = stepped[0]
+        if self.attempt.stop_reason is not None:
+            self._unwanted.set()
         return change_of(before, event, stepped, at)
 
     def committed(self, change: Change) -> None:
@@ -206,7 +228,7 @@ class AttemptRunner:
                 return rules.Swept(await self._sweep_once())
             case rules.Stop(reason):
                 if self._spec_written:
-                    await self._tools.runtime.stop(self.attempt.execution_id, reason, self._tools.grace_seconds)
+                    await self._stop(reason)
                 return None
             case rules.TransferIn():
                 return rules.PreProcessingFailed(not_handled("BlobDownloadMiscError", "resource files"))
@@ -219,7 +241,21 @@ class AttemptRunner:
 
     # Launch, and what becomes of it.
 
+    async def _stop(self, reason: StopReason) -> None:
+        """Who fills the disk has no grace. On a full one it is tried until the wish can be written down."""
+        grace = 0.0 if reason is StopReason.DISK_PRESSURE else self._tools.grace_seconds
+        while True:
+            try:
+                return await self._tools.runtime.stop(self.attempt.execution_id, reason, grace)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+            self._tools.disk.met_full()
+            await asyncio.sleep(FULL_SECONDS)
+
     async def _launch(self) -> rules.Event:
+        if self.attempt.plan.kind is not AttemptKind.JOB_RELEASE:  # which may clean up
+            await self._tools.disk.room(self._unwanted)
         refusal = await self._prepare()
         if refusal is not None:
             return refusal
@@ -245,6 +281,8 @@ class AttemptRunner:
             except BoundaryError as error:
                 return rules.Lost(f"the node could not contain it: {error}")
             except OSError as error:
+                if error.errno in FULL:
+                    self._tools.disk.met_full()
                 return rules.PreProcessingFailed(directory_failure(error.errno or 0, str(error.filename)))
         # a stop may have come while the spec was being written
         return None if self.attempt.stop_reason is None else self._never_launched()
@@ -313,7 +351,7 @@ class AttemptRunner:
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
         event = event_of(seen, self._paths, self._user_name(), stderr_tail=self._tools.stderr_tail)
         if isinstance(event, rules.Ended):
-            event = await self._with_evidence(event)
+            event = await self._tools.disk.judged(self, await self._with_evidence(event))
         clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
             await self._remove_boundary()

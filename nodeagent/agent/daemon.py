@@ -20,9 +20,11 @@ from nodeagent.agent.accounts import Accounts, check_reachable, claimed, uids_of
 from nodeagent.agent.assignments import Assignments
 from nodeagent.agent.attempt_runner import Tools
 from nodeagent.agent.attempts import Attempts
+from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.correspondence import Correspondence
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
+from nodeagent.agent.disk_watch import DiskRules, DiskWatch
 from nodeagent.agent.errors import AgentError, LimitsUnavailableError, UnwritableError
 from nodeagent.agent.file_server import FileServer
 from nodeagent.agent.heartbeat import beat
@@ -132,9 +134,11 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
     )
     attempts = Attempts()
+    ballast = Ballast(state.path, settings.ballast_bytes)
+    ballast.make()
     async with (
         claimed(uids),
-        _opened_database(state) as database,
+        _opened_database(state, ballast) as database,
         _opened_runtime(settings, state, attempts, given) as (runtime, boundaries),
         files.serving() as address,
         client.connected(),
@@ -147,6 +151,9 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         correspondence = Correspondence(database, attempts, introduction, tasks)
         reporter = Reporter(_head(identity), correspondence.acknowledged, correspondence.disowned)
         sessions = JobSessions(database, boundaries, attempts)
+        removals = Removals(database, attempts, directories, state.attempts, tasks)
+        disk = DiskWatch(DiskRules.of(settings), ballast, database, attempts, layout.root, removals.empty_bin)
+        await disk.begin()
         tools = Tools(
             database=database,
             accounts=accounts,
@@ -158,13 +165,13 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             attempts=attempts,
             tasks=tasks,
             node=lambda: introduction.facts,
+            disk=disk,
             records=state.attempts,
             grace_seconds=settings.grace_seconds,
             durability=settings.durability,
             limits=TaskLimits.of(settings),
             stderr_tail=settings.stderr_tail,
         )
-        removals = Removals(database, attempts, directories, state.attempts, tasks)
         assignments = Assignments(tools, removals, stored.cursor)
         await recovery.recover(tools, stored, removals, state)
         membership = Membership(
@@ -187,6 +194,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned)
         )
         tasks.create_task(Retention(database, removals, settings.cleanup_seconds, tools.now).run())
+        tasks.create_task(disk.run())
         tasks.create_task(_tell_service_manager(registration))
         await stop.wait()
         sd_notify.notify("STOPPING=1")
@@ -220,9 +228,15 @@ def _node_key(settings: AgentSettings) -> str:
 
 
 @asynccontextmanager
-async def _opened_database(state: StateDirectory) -> AsyncIterator[Database]:
-    database = Database(state.database)
-    await database.open()
+async def _opened_database(state: StateDirectory, ballast: Ballast) -> AsyncIterator[Database]:
+    database = Database(state.database, when_full=ballast.release)
+    try:
+        await database.open()
+    except UnwritableError:
+        if not ballast.held:
+            raise
+        ballast.release()
+        await database.open()
     try:
         yield database
     finally:

@@ -61,6 +61,14 @@ class AgentSettings(BaseModel):
     """How much of the end of capped output is kept."""
     disk_bytes_per_task: Annotated[int, Field(ge=1 << 20)] | None = None
     """A task whose directory takes more is ended with `DiskFull`."""
+    disk_check_seconds: Annotated[float, Field(gt=0)] = 5
+    """How often the directories of running tasks are measured, if a limit of disk space is set."""
+    disk_soft_free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """With less free space no task begins: those assigned wait."""
+    disk_hard_free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """With less free space the task that holds most is ended with `DiskFull`, and its files are removed."""
+    ballast_bytes: Annotated[int, Field(ge=0)] = 0
+    """Size of a file in `state_dir` that is only there to be removed when the disk is full."""
     cleanup_seconds: Annotated[float, Field(gt=0)] = 60
     """How often the agent looks for task directories whose retention time is over."""
     accounts: Literal["auto", "uids", "none"] = "auto"
@@ -94,4 +102,7 @@ class AgentSettings(BaseModel):
         state, root = self.state_dir.absolute(), self.root.absolute()
         if state == root or state.is_relative_to(root) or root.is_relative_to(state):
             raise ValueError("state_dir and root must not contain each other: tasks could read the agent's state")
+        soft, hard = self.disk_soft_free_bytes, self.disk_hard_free_bytes
+        if soft is not None and hard is not None and soft < hard:
+            raise ValueError("disk_soft_free_bytes must not be less than disk_hard_free_bytes")
         return self

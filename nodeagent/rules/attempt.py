@@ -269,7 +269,7 @@ class Ended:
     exit_code: int | None = None
     """`-n` for signal n; None if the command was never executed."""
     failure: FailureInfo | None = None
-    """Why the command was never executed."""
+    """Why the command was never executed; or of one that was, if more is known than its exit code."""
     stop_reason: StopReason | None = None
     """Why it was ended, if a stop was under way when it ended."""
     statistics: Statistics | None = None
@@ -686,7 +686,7 @@ def _outcome_of(event: Ended, plan: Plan) -> Outcome:
             task_message=event.task_message,
             limit=_limit(event.stop_reason, plan),
         )
-    elif event.exit_code:
+    elif event.exit_code and failure is None:
         failure = exit_code_failure(event.exit_code, event.stderr_tail, event.task_message)
     if failure is not None:
         failure = with_details(failure, *event.evidence)

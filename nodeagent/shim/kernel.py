@@ -236,6 +236,18 @@ def sweep(boundary: Boundary, others: Callable[[], Found], proof: str, seconds: 
     return Sweep(killed=len(killed), remaining=len(found), how=f"{boundary['kind']}+{proof}")
 
 
+def pause(boundary: Boundary, seconds: float) -> int:
+    """SIGSTOP whatever lives in the boundary until a look finds nobody new; how many. Blocks."""
+    others = Strangers(boundary["marker"], None)
+    return len(_stop_all(lambda: members(boundary) | others(), time.monotonic() + seconds))
+
+
+def resume(boundary: Boundary) -> None:
+    """SIGCONT whatever lives in the boundary. Blocks."""
+    for pid, ticks in (members(boundary) | Strangers(boundary["marker"], None)()).items():
+        send(pid, ticks, signal.SIGCONT)
+
+
 def sweep_strangers(boundary: Boundary, leader: tuple[int, int] | None = None, seconds: float = 10.0) -> Sweep:
     """Sweep a boundary from outside, when no shim can do it: by cgroup and by marker. Blocks."""
     return sweep(boundary, Strangers(boundary["marker"], leader), "marker", seconds)
