@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from nodeagent.agent import journal
+from nodeagent.agent import failpoints, journal
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories, Owner
 from nodeagent.agent.errors import AccountsError, UnwritableError
@@ -82,6 +82,7 @@ class Accounts:
         uid = self._lasting.get(wanted.holder)
         if uid is None:
             uid = await self._database.write(lambda db: _give(db, wanted, uids))
+            failpoints.hit("after_account_commit")
             if not wanted.of_one_task:
                 self._lasting[wanted.holder] = uid
         return rules.account(wanted, uid, uids)
@@ -95,6 +96,7 @@ class Accounts:
         if uid is None or rules.outlives_its_attempt(assignment.attempt_kind):
             return
         self._close(assignment, uid)
+        failpoints.hit("after_account_close")
         self._database.submit_soon(lambda db: _free(db, [rules.holder_of(assignment.attempt_id)]))
 
     async def recover(self) -> None:
@@ -214,11 +216,12 @@ def uids_of(settings: AgentSettings) -> UidRange | None:
 
     Raises AccountsError if the machine's own accounts have some of them, or its user namespace has not.
     """
-    if settings.accounts == "none" or (settings.accounts == "auto" and os.geteuid() != 0):
-        why = 'accounts = "none"' if settings.accounts == "none" else "the agent is not root"
+    is_root = os.geteuid() == 0
+    if settings.accounts == "none" or (settings.accounts == "auto" and not is_root):
+        why = 'accounts = "none"' if is_root else "the agent is not root"
         log.warning("every task runs as the agent's own user, whatever its userIdentity", user=user_name(), why=why)
         return None
-    if os.geteuid() != 0:
+    if not is_root:
         raise AccountsError(f'accounts = "uids" needs root, and this is user {user_name()}')
     first, last = settings.uid_range
     uids = UidRange(first, last, settings.gid or first)
