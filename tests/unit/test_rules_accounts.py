@@ -118,7 +118,7 @@ def test_what_a_linux_node_cannot_give_is_refused_by_name() -> None:
 
 def test_a_node_is_told_of_a_named_user_without_its_password_and_key() -> None:
     """Only name, level and numbers."""
-    keyed = {"name": "a", "linuxUserConfiguration": {"uid": 5, "gid": 6, "sshPrivateKey": "SECRET"}}
+    keyed: dict[str, object] = {"name": "a", "linuxUserConfiguration": {"uid": 5, "gid": 6, "sshPrivateKey": "SECRET"}}
     spec = pool(keyed)
     told = work.named_user(spec.user_accounts or (), "a")
     assert told is not None
