@@ -22,7 +22,12 @@ from nodeagent.agent.testing import ScriptedService, agent_settings, task
 from nodeagent.model.container import ContainerSettings
 from nodeagent.model.enums import ExecutionResult
 from nodeagent.model.failure import FailureInfo
-from nodeagent.model.files import ResourceFile
+from nodeagent.model.files import (
+    OutputFile,
+    OutputFileBlobContainerDestination,
+    OutputFileDestination,
+    ResourceFile,
+)
 from nodeagent.model.protocol import Assignment, AttemptKind, Outcome, StopAttempt, StopReason, Transition
 from nodeagent.runtime.process import ProcessRuntime
 from nodeagent.shim import records
@@ -230,6 +235,16 @@ async def test_what_this_agent_is_too_old_for_fails_by_name(service: ScriptedSer
         assert what in str(details["Message"])
 
 
+async def test_uploads_that_this_agent_cannot_make_keep_the_exit_code(service: ScriptedService, node: Node) -> None:
+    """The command has run; the failure is that of the upload (spec/node.md §5)."""
+    container = OutputFileBlobContainerDestination(container_url="https://example.org/c")
+    file = OutputFile(file_pattern="*", destination=OutputFileDestination(container=container))
+    service.send(asking(task("a1", "/bin/true"), output_files=(file,)))
+    failure, details = await failure_of(service, "a1")
+    assert (failure.code, (await outcome_of(service, "a1")).exit_code) == ("FileUploadMiscError", 0)
+    assert "output files" in str(details["Message"])
+
+
 # What fails by itself.
 
 
@@ -334,7 +349,12 @@ async def test_the_wall_clock_ends_every_kind_by_its_own_limit(
         (StopReason.USER_TERMINATE, "TaskTerminated"),
         (StopReason.JOB_TERMINATE, "JobTerminated"),
         (StopReason.JOB_DISABLE_TERMINATE, "JobDisabled"),
+        (StopReason.JOB_DISABLE_REQUEUE, "JobDisabled"),
+        (StopReason.TASK_DELETE, "TaskDeleted"),
+        (StopReason.DRAIN_REQUEUE, "NodeDrain"),
         (StopReason.NODE_REMOVED, "NodeRemoved"),
+        (StopReason.PREEMPTED, "NodePreempted"),
+        (StopReason.SUPERSEDED, "Superseded"),
     ],
 )
 async def test_who_stopped_a_task_is_told(service: ScriptedService, node: Node, reason: StopReason, code: str) -> None:
