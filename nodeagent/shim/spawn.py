@@ -69,16 +69,23 @@ def spawn(spec: Spec, output: int, errors: int) -> int:
 def open_output(path: str, name: str, spec: Spec) -> int:
     """Create an output file of the task, owned by its user. Raises ExecFailed with step `name`.
 
-    Opened for appending, so that stdout and stderr may be one file; not with a cap, which writes at offsets.
+    Opened for appending, so that stdout and stderr may be one file; not with a cap, which writes at offsets. The
+    directory is the user's, who may have put a link to somebody else's file there: that one is left alone.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    user = spec.user if _is_somebody_else(spec) else None
     if spec.output_cap is None:
         flags |= os.O_APPEND
+    if user is None:
+        flags |= os.O_TRUNC
     try:
         with step(name, path):
             file = os.open(path, flags, 0o644)
-            if spec.user is not None and _is_somebody_else(spec):
-                os.fchown(file, spec.user.uid, spec.user.gid)
+            if user is not None:
+                if os.fstat(file).st_nlink > 1:
+                    raise OSError(errno.EMLINK, "")
+                os.ftruncate(file, 0)
+                os.fchown(file, user.uid, user.gid)
             return file
     except Step as failed:
         raise ExecFailed(_exec_error(spec, failed.step, failed.path, failed.number)) from failed
