@@ -214,8 +214,8 @@ class DiskWatch:
         ending = [runner for runner in self._attempts if runner.attempt.stop_reason is StopReason.DISK_PRESSURE]
         if any(runner.attempt.executing for runner in ending):
             self._ballast.release()
-            for runner in ending:
-                await asyncio.to_thread(self._make_room_for_its_end, runner)
+            for dying in ending:
+                await asyncio.to_thread(self._make_room_for_its_end, dying)
             await self._empty_bin()
             return
         guilty = culprit(used, (self._rules.thresholds.hard or 0) - free)
