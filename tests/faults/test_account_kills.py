@@ -15,6 +15,8 @@ from nodeagent.model.protocol import Assignment
 from nodeagent.model.values import AutoUserSpecification, UserIdentity
 from tests.faults.test_agent_kill import Node, assert_ended_once, exit_code
 
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving tasks users of their own needs root")
+
 FIRST, LAST = 60900, 60902
 """The pool's auto user, and two for tasks: `slots` is 2."""
 
@@ -47,7 +49,6 @@ async def test_killed_around_a_uid_the_next_life_keeps_and_frees_it(
     service: ScriptedService, folder: Path, point: str
 ) -> None:
     """The attempt ends once, with the uid that it was given; then its directory is closed, and the uid is free."""
-    assert os.geteuid() == 0, "users of tasks need root: sudo make test"
     node = Node(folder, service, accounts="uids", uid_range=(FIRST, LAST))
     where = folder / "root/workitems/job/job-1"
     await node.start(point)

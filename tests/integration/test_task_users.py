@@ -17,6 +17,9 @@ from shutil import rmtree
 
 import aiohttp
 import pytest
+from azure.batch import BatchClient, models
+from azure.core.credentials import AzureNamedKeyCredential
+from pydantic import SecretStr
 
 from nodeagent.agent.daemon import run_agent
 from nodeagent.agent.testing import ScriptedService, agent_settings, task
@@ -24,11 +27,18 @@ from nodeagent.model.enums import AutoUserScope, ElevationLevel
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import Assignment, AttemptKind, NamedUser, Outcome, RemoveFiles
 from nodeagent.model.values import AutoUserSpecification, UserIdentity
+from nodeagent.service.app import Service
+from nodeagent.service.settings import ServiceSettings
+from tests.integration.batch_endpoint import KEY as ACCOUNT_KEY
+from tests.integration.batch_endpoint import Sdk, completed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving tasks users of their own needs root")
 
 FIRST, LAST = 60800, 60809
 """A range of the tests' own, so that an agent beside them keeps its uids."""
 
 PLAIN_USER = 61999
+PASSWORD = "password-of-a-named-user"
 
 POOL = UserIdentity(auto_user=AutoUserSpecification())
 TASK = UserIdentity(auto_user=AutoUserSpecification(scope=AutoUserScope.TASK))
@@ -90,7 +100,6 @@ class Node:
 @asynccontextmanager
 async def node_on(folder: Path, service: ScriptedService, **settings: object) -> AsyncIterator[Node]:
     """One life of an agent that gives tasks users of their own."""
-    assert os.geteuid() == 0, "users of tasks need root: sudo make test"
     stop = asyncio.Event()
     given = {"accounts": "uids", "uid_range": (FIRST, LAST)} | settings
     agent = asyncio.create_task(run_agent(agent_settings(folder, service.url, **given), stop))
@@ -388,7 +397,6 @@ def printed_by(folder: Path) -> dict[str, str]:
 
 def test_for_a_plain_user_every_task_is_that_user_and_the_log_says_so_once(folder: Path) -> None:
     """`nodeagent run` without root: each identity is accepted, and the truth is told."""
-    assert os.geteuid() == 0, "becoming a plain user needs root: sudo make test"
     _, log = run_as(PLAIN_USER, folder, job_of("echo $(id -u) $USER $AZ_BATCH_TASK_USER_IDENTITY"))
     user = f"{PLAIN_USER} {PLAIN_USER}"
     assert printed_by(folder) == {
@@ -402,7 +410,6 @@ def test_for_a_plain_user_every_task_is_that_user_and_the_log_says_so_once(folde
 
 def test_local_mode_of_root_keeps_users_apart_only_when_asked(folder: Path) -> None:
     """`nodeagent run` as root: tasks are root; with `agent.accounts` they are what they ask for."""
-    assert os.geteuid() == 0, "users of tasks need root: sudo make test"
     job = job_of("id -u")
     uids = {"NODEAGENT_AGENT_ACCOUNTS": "uids", "NODEAGENT_AGENT_UID_RANGE": f"[{FIRST}, {LAST}]"}
     for environment, expected in ({}, {"0"}), (uids, {"0", str(FIRST), str(FIRST + 1)}):
@@ -419,3 +426,43 @@ def test_local_mode_of_root_keeps_users_apart_only_when_asked(folder: Path) -> N
         assert done.returncode == 0, done.stderr
         assert set(printed_by(folder).values()) == expected
         rmtree(folder / "run")
+
+
+async def test_a_named_user_of_the_pool_through_the_sdk(folder: Path) -> None:
+    """Service and agent as they are: the pool's account reaches the node, its password does not leave the service."""
+    stop = asyncio.Event()
+    async with Service(ServiceSettings(port=0, state_dir=folder / "service", key=SecretStr(ACCOUNT_KEY))) as service:
+        facts = {"accounts": "uids", "uid_range": (FIRST, LAST), "pool": "named", "node_key": service.node_key}
+        with BatchClient(service.url, AzureNamedKeyCredential("devaccount", ACCOUNT_KEY)) as client:
+            await asyncio.to_thread(_make_named_pool, client)
+            agent = asyncio.create_task(run_agent(agent_settings(folder, service.url, **facts), stop))
+            ended = {name: await asyncio.to_thread(completed, client, "j", name) for name in ("known", "unknown")}
+            shown = await asyncio.to_thread(client.get_pool, "named")
+        stop.set()
+        assert await agent == 0
+
+    where = folder / "root/workitems/j/job-1"
+    assert (where / "known/stdout.txt").read_text() == "70123 70124 carol carol\n"
+    assert (ended["unknown"].execution_info.exit_code, ended["unknown"].execution_info.failure_info.code) == (
+        None,
+        "CommandLaunchFailed",
+    )
+    assert [(user.name, user.password) for user in shown.user_accounts or ()] == [("carol", None)]
+    assert _files_with_password(folder) <= {"service.db", "service.db-wal"}
+
+
+def _files_with_password(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()}
+
+
+def _make_named_pool(client: Sdk) -> None:
+    linux = models.LinuxUserConfiguration(uid=70123, gid=70124)
+    account = models.UserAccount(name="carol", password=PASSWORD, linux_user_configuration=linux)
+    client.create_pool(
+        models.BatchPoolCreateOptions(id="named", vm_size="x", task_slots_per_node=2, user_accounts=[account])
+    )
+    client.create_job(models.BatchJobCreateOptions(id="j", pool_info=models.BatchPoolInfo(pool_id="named")))
+    for name, user in ("known", "carol"), ("unknown", "dave"):
+        identity = models.UserIdentity(username=user)
+        script = shell("echo $(id -u) $(id -g) $USER $AZ_BATCH_TASK_USER_IDENTITY")
+        client.create_task("j", models.BatchTaskCreateOptions(id=name, command_line=script, user_identity=identity))
