@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import kill_processes_of, nodeagent, shell
+
+from tests.integration.command_line import kill_processes_of, nodeagent, shell
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from nodeagent.model.enums import ExecutionResult
-from nodeagent.model.protocol import Outcome
+from nodeagent.model.protocol import Outcome, Statistics
 from nodeagent.model.task import TaskExecutionInfo
 from nodeagent.rules.retry import Next
 from nodeagent.service import task_events
@@ -61,8 +61,12 @@ def complete_task(
     now: datetime,
     *,
     attempt_num: int | None = None,
+    statistics: Statistics | None = None,
 ) -> None:
-    """Move a task to completed, once and for all, and tell it; `attempt_num` is an attempt that has yet to end."""
+    """Move a task to completed, once and for all, and tell it, with what its last execution used.
+
+    `attempt_num` is an attempt that has yet to end.
+    """
     tasks.set_completed(tx, task.num, execution, now, attempt_num=attempt_num)
     before = counts.bucket(task.state, task.execution.result)
     after = "succeeded" if execution.result is ExecutionResult.SUCCESS else "failed"
@@ -71,7 +75,7 @@ def complete_task(
         nodes.count_ended(tx, task.node.num, succeeded=execution.result is ExecutionResult.SUCCESS)
     if job.spec.uses_task_dependencies:
         dependents.release(tx, job.num, task, execution)
-    task_events.ended(tx, job, task, execution, now)
+    task_events.ended(tx, job, task, execution, now, statistics=statistics)
 
 
 def requeue_task(tx: Transaction, task: TaskRow, why: Next, now: datetime) -> None:

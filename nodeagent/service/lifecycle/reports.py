@@ -104,7 +104,7 @@ def _task_completed(
     follows = _what_follows(job, attempt, task, outcome)
     if follows is Next.COMPLETE:
         execution = ends.ended_execution(task, outcome, start_time=report.start_time or attempt.start_time)
-        ends.complete_task(tx, job, task, execution, now)
+        ends.complete_task(tx, job, task, execution, now, statistics=outcome.statistics)
         task_ended(tx, job, task.num, now)
     else:
         ends.requeue_task(tx, task, follows, now)
