@@ -137,9 +137,10 @@ class Work(BatchModel):
 
 
 class PreparationGate(BatchModel):
-    """The preparation task that must have ended on the node before this attempt may launch."""
+    """The preparation task of the attempt's job on this node, and whether the attempt waits for its success."""
 
     attempt_id: str
+    """Empty if nobody waits and the node knows no such attempt any more."""
     task_id: str
     wait_for_success: bool
 

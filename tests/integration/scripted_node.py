@@ -203,7 +203,9 @@ class ScriptedNode:
 
     async def _may_start(self, attempt: Attempt) -> bool:
         gate = attempt.assignment.preparation
-        if gate is not None and (preparation := self._attempts.get(gate.attempt_id)) is not None:
+        if gate is None or not gate.wait_for_success:
+            return attempt.stop_reason is None
+        if (preparation := self._attempts.get(gate.attempt_id)) is not None:
             await preparation.ended.wait()
             return preparation.succeeded and attempt.stop_reason is None
         return attempt.stop_reason is None

@@ -1,6 +1,7 @@
 """What tasks of each kind really see, printed by themselves: the table of tests/unit/test_environment_table.py."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from nodeagent.agent.daemon import run_agent
 from nodeagent.agent.testing import ScriptedService, agent_settings, task
 from nodeagent.model.protocol import Assignment, AttemptKind
+from tests.integration.command_line import job_text, kill_processes_of, nodeagent, shell
 from tests.unit.test_environment_table import TABLE
 
 OF_THE_SHIM = {"NODEAGENT_ATTEMPT", "NODEAGENT_BOUNDARY"}
@@ -60,3 +62,27 @@ async def test_every_kind_sees_its_variables_and_nothing_else(service: ScriptedS
         assert (root / directory / "stderr.txt").read_text() == f"{root}/{directory}/wd\n"
         assert seen["AZ_BATCH_TASK_WORKING_DIR"] == f"{root}/{directory}/wd"
         assert str(tmp_path / "state") not in "".join(lines)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_every_task_of_a_prepared_job_is_told_where_it_was_prepared(tmp_path: Path, *, waits: bool) -> None:
+    """Through the service: the first task, one that comes when the preparation is long over, and the release task."""
+    told = "echo $AZ_BATCH_JOB_PREP_DIR $AZ_BATCH_JOB_PREP_WORKING_DIR; pwd"
+    body = job_text(
+        "prepared",
+        [("first", told), ("second", told)],
+        jobPreparationTask={"commandLine": shell(told), "waitForSuccess": waits},
+        jobReleaseTask={"commandLine": shell(told)},
+    )
+    (tmp_path / "job.json").write_text(json.dumps(body))
+    folder = tmp_path / "state"
+    try:
+        status, _, err = await nodeagent("run", tmp_path / "job.json", "--slots=1", f"--state-dir={folder}")
+    finally:
+        kill_processes_of(tmp_path)
+    assert status == 0, err
+    job = folder / "nodes/node-1/root/workitems/prepared/job-1"
+    where = f"{job}/jobpreparation {job}/jobpreparation/wd"
+    for name in ("first", "second", "jobrelease"):
+        assert (job / name / "stdout.txt").read_text() == f"{where}\n{job}/{name}/wd\n"
+    assert (job / "jobpreparation" / "stdout.txt").read_text() == f"\n{job}/jobpreparation/wd\n"

@@ -174,7 +174,7 @@ class FakeNode:
     def waits(self, attempt: Running) -> bool:
         """Tell whether an attempt waits for its preparation."""
         gate = attempt.assignment.preparation
-        return gate is not None and gate.attempt_id in self.live
+        return gate is not None and gate.wait_for_success and gate.attempt_id in self.live
 
     def report(self, attempt: Running, transition: Transition, **more: object) -> ReportStatus:
         """Send the next report of an attempt."""
@@ -208,7 +208,8 @@ class FakeNode:
         gate = attempt.assignment.preparation
         if attempt.running or self.waits(attempt):
             return
-        if gate is not None and self.prepared.get(gate.attempt_id) is not ExecutionResult.SUCCESS:
+        waited = None if gate is None or not gate.wait_for_success else gate.attempt_id
+        if waited is not None and self.prepared.get(waited) is not ExecutionResult.SUCCESS:
             self.report(attempt, Transition.RETURNED, return_reason=ReturnReason.PREPARATION_FAILED)
         else:
             self.report(attempt, Transition.RUNNING)

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from nodeagent.model.enums import TaskState
+from nodeagent.model.job import JobPreparationTask
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
@@ -44,20 +45,23 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
     attempt_num = attempts.insert(tx, new, now)
     nodes.hold_slots(tx, node.num, slots)
     place = TaskNode(node.num, node.id, node.pool_id, task_directory(job.id, task.id))
-    state = TaskState.ACTIVE if gate is None else TaskState.PREPARING
+    state = TaskState.PREPARING if gate is not None and gate.wait_for_success else TaskState.ACTIVE
     tasks.assign(tx, task.num, attempt_num, place, state, now)
     counts.move(tx, job.num, task.state.value, state.value, task.required_slots)
     task_events.started(tx, job, task, place, now)
 
 
 def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> PreparationGate | None:
-    """Start the job's preparation on the node if that has not been done; return what the task must wait for."""
+    """Start the job's preparation on the node if that has not been done; return what the task is told of it.
+
+    A task that need not wait is told as well: its environment names the preparation's directories (spec/node.md §2).
+    """
     preparation = job.spec.job_preparation_task
     if preparation is None:
         return None
     row = job_nodes.ensure(tx, job.num, node.num, node.id, node.pool_id)
     if row.prepared:
-        return None
+        return _gate(row, preparation, waits=False)
     attempt_id = row.prep_attempt
     if attempt_id is None or row.prep_needed:
         attempt_id = attempts.new_id(now)
@@ -76,9 +80,11 @@ def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> Prep
             ),
             now,
         )
-    if not preparation.wait_for_success:
-        return None
-    return PreparationGate(attempt_id=attempt_id, task_id=preparation.id, wait_for_success=True)
+    return PreparationGate(attempt_id=attempt_id, task_id=preparation.id, wait_for_success=preparation.wait_for_success)
+
+
+def _gate(row: JobNodeRow, preparation: JobPreparationTask, *, waits: bool) -> PreparationGate:
+    return PreparationGate(attempt_id=row.prep_attempt or "", task_id=preparation.id, wait_for_success=waits)
 
 
 def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime) -> None:
@@ -86,6 +92,7 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
     release = job.spec.job_release_task
     if release is None:
         raise ValueError(f"job {job.id} has no release task")
+    preparation = job.spec.job_preparation_task
     attempt_id = attempts.new_id(now)
     job_nodes.begin_release(tx, row, attempt_id)
     _send(
@@ -99,6 +106,7 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
             task_id=release.id,
             required_slots=0,
             work=_with_user(tx, work.of_release(job.spec, release), row.pool_id),
+            preparation=None if preparation is None else _gate(row, preparation, waits=False),
         ),
         now,
     )
