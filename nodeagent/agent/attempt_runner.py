@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -18,23 +18,28 @@ from typing import Literal
 import structlog
 
 from nodeagent.agent import failpoints, journal
+from nodeagent.agent.accounts import Accounts, Actor
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
+from nodeagent.agent.disk_watch import FULL, FULL_SECONDS, DiskWatch
 from nodeagent.agent.endings import event_of
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.launch_spec import launch_spec
+from nodeagent.agent.limits import TaskLimits, evidence, limited
 from nodeagent.agent.reporter import Reporter
-from nodeagent.boundary.base import BoundaryError, BoundaryProvider
-from nodeagent.model.enums import ErrorCategory
-from nodeagent.model.failure import FailureInfo
-from nodeagent.model.protocol import Assignment, AttemptKind, Sweep, Transition
+from nodeagent.boundary.base import BoundaryError
+from nodeagent.boundary.limits import LimitedBoundaries, counted
+from nodeagent.model.protocol import Assignment, AttemptKind, StopReason, Sweep, Transition
 from nodeagent.model.times import utc_now
 from nodeagent.rules import attempt as rules
+from nodeagent.rules.accounts import AccountError
 from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
-from nodeagent.rules.failures import command_refused, directory_failure
+from nodeagent.rules.failures import command_refused, directory_failure, not_handled
+from nodeagent.rules.layout import TaskPaths
+from nodeagent.rules.retention import expiry
 from nodeagent.runtime import base as runtime_base
 from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime, RuntimeFailure
 from nodeagent.shim import records
@@ -47,18 +52,23 @@ class Tools:
     """What all runners of a node share."""
 
     database: Database
+    accounts: Accounts
     runtime: Runtime
-    boundaries: BoundaryProvider
+    boundaries: LimitedBoundaries
     directories: Directories
     sessions: JobSessions
     reporter: Reporter
     attempts: Attempts
     tasks: asyncio.TaskGroup
     node: Callable[[], NodeFacts]
+    disk: DiskWatch
     records: Path
     """Where the records of executions lie: `state_dir/attempts`."""
     grace_seconds: float
     durability: Literal["process", "power"]
+    limits: TaskLimits = field(default_factory=TaskLimits)
+    stderr_tail: bool = True
+    """Whether a failure tells the last bytes of the task's stderr."""
     now: Callable[[], datetime] = utc_now
 
 
@@ -89,6 +99,10 @@ class Change:
         journal.note(connection, self.after.attempt_id, self.at, self.event, self.after.state, self.detail)
         for row in self.rows:
             journal.add_report(connection, row)
+        if self.after.terminal is not None and self.before.terminal is None:
+            expires = expiry(self.after, self.at)
+            if expires is not None:
+                journal.set_expiry(connection, self.after.attempt_id, expires)
         if self.silenced or (self.after.acknowledged and not self.before.acknowledged):
             journal.drop_reports(connection, self.after.attempt_id)
 
@@ -120,13 +134,31 @@ class AttemptRunner:
         """The terminal report is acknowledged."""
         self._tools = tools
         self._paths = tools.directories.layout.task(assignment.job_id, assignment.task_id)
+        self._unwanted = asyncio.Event()
+        """Somebody wants the attempt to end."""
         self._driver: asyncio.Task[None] | None = None
         self._storing = False
         """The driver stores a step: what it stores is yet to be told, so it must not be cancelled."""
         self._spec_written = False
         self._contained: dict[str, str] | None = None
+        self._actor: Actor | None = None
         if attempt.state in rules.OVER:
             self.over.set()
+        if attempt.stop_reason is not None:
+            self._unwanted.set()
+
+    @property
+    def paths(self) -> TaskPaths:
+        """Where the present execution has its directory."""
+        return self._paths
+
+    def recorded_boundary(self) -> dict[str, str] | None:
+        """The boundary of the present execution, if its spec has been written and is whole."""
+        try:
+            spec = records.read(self._records(), records.Spec)
+        except records.RecordError:
+            return None
+        return None if spec is None else dict(spec.boundary)
 
     def apply(self, event: rules.Event) -> Change:
         """Step in memory. Whoever calls stores the change and then calls `committed` with it."""
@@ -134,15 +166,18 @@ class AttemptRunner:
         before = self.attempt
         stepped = rules.step(before, event, at)
         self.attempt = stepped[0]
+        if self.attempt.stop_reason is not None:
+            self._unwanted.set()
         return change_of(before, event, stepped, at)
 
     def committed(self, change: Change) -> None:
         """Do what follows at once from a stored change: tell the reporter, wake who waits."""
         if change.silenced:
             self._tools.reporter.drop(change.after.attempt_id)
-        self._tools.reporter.add(change.rows)
         if change.after.state in rules.OVER and not self.over.is_set():
             self.over.set()
+            self._tools.accounts.release(self.assignment)
+        self._tools.reporter.add(change.rows)
         if change.after.acknowledged:
             self._tools.attempts.retire(self)
 
@@ -193,20 +228,34 @@ class AttemptRunner:
                 return rules.Swept(await self._sweep_once())
             case rules.Stop(reason):
                 if self._spec_written:
-                    await self._tools.runtime.stop(self.attempt.execution_id, reason, self._tools.grace_seconds)
+                    await self._stop(reason)
                 return None
             case rules.TransferIn():
-                return rules.PreProcessingFailed(_not_built("resource files and application packages", "Resource"))
+                return rules.PreProcessingFailed(not_handled("BlobDownloadMiscError", "resource files"))
             case rules.PullImage():
-                return rules.PreProcessingFailed(_not_built("container images", "Container"))
+                return rules.PreProcessingFailed(not_handled("ContainerMiscError", "container images"))
             case rules.TransferOut():
-                return rules.TransferredOut(_not_built("output files", "FileUpload"))
+                return rules.TransferredOut(not_handled("FileUploadMiscError", "output files"))
             case _:
                 raise TypeError(f"{effect} is nothing that a runner performs")
 
     # Launch, and what becomes of it.
 
+    async def _stop(self, reason: StopReason) -> None:
+        """Who fills the disk has no grace. On a full one it is tried until the wish can be written down."""
+        grace = 0.0 if reason is StopReason.DISK_PRESSURE else self._tools.grace_seconds
+        while True:
+            try:
+                return await self._tools.runtime.stop(self.attempt.execution_id, reason, grace)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+            self._tools.disk.met_full()
+            await asyncio.sleep(FULL_SECONDS)
+
     async def _launch(self) -> rules.Event:
+        if self.attempt.plan.kind is not AttemptKind.JOB_RELEASE:  # which may clean up
+            await self._tools.disk.room(self._unwanted)
         refusal = await self._prepare()
         if refusal is not None:
             return refusal
@@ -227,9 +276,13 @@ class AttemptRunner:
                 await self._write_spec()
             except (CommandLineError, EnvironmentLoopError) as error:
                 return rules.PreProcessingFailed(command_refused(str(error)))
+            except AccountError as error:
+                return rules.PreProcessingFailed(command_refused(str(error), ("Step", "user")))
             except BoundaryError as error:
                 return rules.Lost(f"the node could not contain it: {error}")
             except OSError as error:
+                if error.errno in FULL:
+                    self._tools.disk.met_full()
                 return rules.PreProcessingFailed(directory_failure(error.errno or 0, str(error.filename)))
         # a stop may have come while the spec was being written
         return None if self.attempt.stop_reason is None else self._never_launched()
@@ -238,20 +291,24 @@ class AttemptRunner:
         return rules.Ended(at=self._tools.now(), stop_reason=self.attempt.stop_reason, sweep=Sweep())
 
     async def _write_spec(self) -> None:
-        """Raises OSError, CommandLineError, EnvironmentLoopError, BoundaryError."""
+        """Raises OSError, AccountError, CommandLineError, EnvironmentLoopError, BoundaryError."""
         tools, attempt = self._tools, self.attempt
-        node, paths = tools.node(), self._paths
+        self._actor = actor = await tools.accounts.hold(self.assignment)
+        node, paths = replace(tools.node(), user_name=actor.name), self._paths
         self._contained = await self._boundary()
+        tools.boundaries.limit(self._contained, tools.limits.of_boundary(self.assignment.required_slots))
         spec = launch_spec(
             attempt,
             self.assignment,
             node,
             self._contained,
+            user=actor.user,
             now=tools.now(),
             grace_seconds=tools.grace_seconds,
             durability=tools.durability,
+            limits=tools.limits,
         )
-        while not tools.directories.make_task(paths):
+        while not tools.directories.make_task(paths, actor.owner):
             number = await self._previous_number()
             with suppress(FileNotFoundError):  # removed while the database was asked
                 tools.directories.move_aside(paths, number)
@@ -292,11 +349,21 @@ class AttemptRunner:
         while isinstance(seen, runtime_base.Lost) and seen.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
-        event = event_of(seen, self._paths.stderr, self._tools.node().user_name)
+        event = event_of(seen, self._paths, self._user_name(), stderr_tail=self._tools.stderr_tail)
+        if isinstance(event, rules.Ended):
+            event = await self._tools.disk.judged(self, await self._with_evidence(event))
         clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
             await self._remove_boundary()
         return event
+
+    async def _with_evidence(self, event: rules.Ended) -> rules.Ended:
+        """Add what the kernel counted, before its cgroup is taken away."""
+        boundary = await self._boundary_made()
+        if not limited(boundary):
+            return event
+        limits = self._tools.limits.of_boundary(self.assignment.required_slots)
+        return replace(event, evidence=event.evidence + evidence(counted(boundary), limits))
 
     async def _look(self, *, relaunch: bool = True) -> rules.Event:
         """Find out what became of the execution. Only what no shim ever took is launched, after a restart."""
@@ -350,6 +417,13 @@ class AttemptRunner:
             self._contained = await self._boundary() if spec is None else dict(spec.boundary)
         return self._contained
 
+    def _user_name(self) -> str:
+        """Who the execution ran as; one that was adopted as its environment says."""
+        if self._actor is not None:
+            return self._actor.name
+        spec = records.read(self._records(), records.Spec)
+        return self._tools.node().user_name if spec is None else spec.env["AZ_BATCH_TASK_USER"]
+
     def _records(self) -> str:
         return f"{self._tools.records}/{self.attempt.execution_id}"
 
@@ -375,16 +449,3 @@ def _gate(preparation: Attempt | None) -> rules.Event:
     if preparation.terminal is Transition.COMPLETED:
         return rules.PreparationFailed("the job preparation task failed on this node")
     return rules.PreparationUnknown("the outcome of the job preparation task is not known")
-
-
-def _not_built(what: str, family: str) -> FailureInfo:
-    """The service refuses such work by name; an agent that is older than its service says so too."""
-    return FailureInfo(
-        category=ErrorCategory.SERVER_ERROR,
-        code={
-            "Resource": "BlobDownloadMiscError",
-            "Container": "ContainerMiscError",
-            "FileUpload": "FileUploadMiscError",
-        }[family],
-        message=f"This version of the node's agent does not handle {what}",
-    )

@@ -4,7 +4,6 @@ Ending the agent is not a drain: tasks run on under their shims, and the next li
 """
 
 import asyncio
-import os
 import signal
 import sqlite3
 import sys
@@ -17,25 +16,31 @@ from typing import TypeVar
 import structlog
 
 from nodeagent.agent import recovery, sd_notify
+from nodeagent.agent.accounts import Accounts, check_reachable, claimed, uids_of
 from nodeagent.agent.assignments import Assignments
 from nodeagent.agent.attempt_runner import Tools
 from nodeagent.agent.attempts import Attempts
+from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.correspondence import Correspondence
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
-from nodeagent.agent.errors import AgentError, UnwritableError
+from nodeagent.agent.disk_watch import DiskRules, DiskWatch
+from nodeagent.agent.errors import AgentError, LimitsUnavailableError, UnwritableError
 from nodeagent.agent.file_server import FileServer
 from nodeagent.agent.heartbeat import beat
 from nodeagent.agent.identity import Identity, StateDirectory
 from nodeagent.agent.introduction import Introduction
 from nodeagent.agent.job_sessions import JobSessions
+from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
 from nodeagent.agent.reporter import Reporter
+from nodeagent.agent.retention import Retention
 from nodeagent.agent.service_client import ServiceClient
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.boundary import probe
-from nodeagent.boundary.base import BoundaryError, BoundaryProvider
+from nodeagent.boundary.base import BoundaryError
+from nodeagent.boundary.limits import LimitedBoundaries
 from nodeagent.model.protocol import Heartbeat, HostStatistics
 from nodeagent.rules.layout import NodeLayout
 from nodeagent.runtime.base import Runtime
@@ -120,21 +125,28 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
     directories.make_node()
     identity = state.begin_life(settings.node)
     log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path))
-    if os.geteuid() == 0:
-        log.warning("the agent is root, and tasks run as root: this version makes no accounts for them")
+    uids = uids_of(settings)
+    if uids is not None:
+        directories.open_to_users()
+        check_reachable(layout.root)
     files = FileServer(layout, settings.file_server_host, settings.file_server_port, settings.advertise_host)
     client = ServiceClient(
         settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
     )
     attempts = Attempts()
+    ballast = Ballast(state.path, settings.ballast_bytes)
+    ballast.make()
     async with (
-        _opened_database(state) as database,
+        claimed(uids),
+        _opened_database(state, ballast) as database,
         _opened_runtime(settings, state, attempts, given) as (runtime, boundaries),
         files.serving() as address,
         client.connected(),
         asyncio.TaskGroup() as tasks,
     ):
         stored = await database.write(recovery.load)
+        accounts = Accounts(database, directories, uids)
+        await accounts.recover()
         introduction = Introduction(settings, identity, layout, address, stored.registered)
         correspondence = Correspondence(database, attempts, introduction, tasks)
         reporter = Reporter(
@@ -144,8 +156,12 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             lambda messages: assignments.take(messages),  # noqa: PLW0108 - made later, as it needs the tools
         )
         sessions = JobSessions(database, boundaries, attempts)
+        removals = Removals(database, attempts, directories, state.attempts, tasks)
+        disk = DiskWatch(DiskRules.of(settings), ballast, database, attempts, layout.root, removals.empty_bin)
+        await disk.begin()
         tools = Tools(
             database=database,
+            accounts=accounts,
             runtime=runtime,
             boundaries=boundaries,
             directories=directories,
@@ -154,11 +170,13 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             attempts=attempts,
             tasks=tasks,
             node=lambda: introduction.facts,
+            disk=disk,
             records=state.attempts,
             grace_seconds=settings.grace_seconds,
             durability=settings.durability,
+            limits=TaskLimits.of(settings),
+            stderr_tail=settings.stderr_tail,
         )
-        removals = Removals(database, attempts, directories, state.attempts, tasks)
         assignments = Assignments(tools, removals, stored.cursor)
         await recovery.recover(tools, stored, removals, state)
         membership = Membership(
@@ -180,6 +198,8 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         tasks.create_task(
             beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned)
         )
+        tasks.create_task(Retention(database, removals, settings.cleanup_seconds, tools.now).run())
+        tasks.create_task(disk.run())
         tasks.create_task(_tell_service_manager(registration))
         await stop.wait()
         sd_notify.notify("STOPPING=1")
@@ -214,9 +234,15 @@ def _node_key(settings: AgentSettings) -> str:
 
 
 @asynccontextmanager
-async def _opened_database(state: StateDirectory) -> AsyncIterator[Database]:
-    database = Database(state.database)
-    await database.open()
+async def _opened_database(state: StateDirectory, ballast: Ballast) -> AsyncIterator[Database]:
+    database = Database(state.database, when_full=ballast.release)
+    try:
+        await database.open()
+    except UnwritableError:
+        if not ballast.held:
+            raise
+        ballast.release()
+        await database.open()
     try:
         yield database
     finally:
@@ -226,19 +252,24 @@ async def _opened_database(state: StateDirectory) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def _opened_runtime(
     settings: AgentSettings, state: StateDirectory, attempts: Attempts, given: Runtime | None
-) -> AsyncIterator[tuple[Runtime, BoundaryProvider]]:
+) -> AsyncIterator[tuple[Runtime, LimitedBoundaries]]:
     parent = None if settings.cgroup_parent is None else Path(settings.cgroup_parent)
-    choice = await asyncio.to_thread(probe.choose, boundary_root(settings.node, state.path), settings.boundary, parent)
+    root = boundary_root(settings.node, state.path)
+    choice = await asyncio.to_thread(probe.choose, root, settings.boundary, parent)
     log.info("boundary chosen", kind=choice.provider.kind, passed_over=list(choice.passed_over))
+    try:
+        boundaries = LimitedBoundaries(choice.provider, root, TaskLimits.of(settings).of_boundary(1).controllers)
+    except BoundaryError as error:
+        raise LimitsUnavailableError(f"a limit of the settings cannot be kept here: {error}") from error
     runtime = given or _runtime(settings, state)
     await runtime.open()
     try:
-        yield runtime, choice.provider
+        yield runtime, boundaries
     finally:
         await runtime.close()
         if not any(runner.attempt.executing for runner in attempts):
             with suppress(BoundaryError):  # what a job's preparation left running goes on in it
-                await choice.provider.close(CLOSE_SECONDS)
+                await boundaries.close(CLOSE_SECONDS)
 
 
 def _runtime(settings: AgentSettings, state: StateDirectory) -> Runtime:

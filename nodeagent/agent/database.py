@@ -1,7 +1,8 @@
 """agent.db: SQLite in one writer thread, with natural group commit (design.md §7, docs/on-disk-layout.md).
 
 Everything that was asked for while the last transaction was being committed goes into the next one. There is no
-timer: a lone write is committed at once, many at a time share one fsync.
+timer: a lone write is committed at once, many at a time share one fsync. On a full disk a transaction is tried again
+until there is room: what was asked for waits, and is not lost.
 """
 
 import asyncio
@@ -19,6 +20,9 @@ T = TypeVar("T")
 Write = Callable[[sqlite3.Connection], T]
 
 SOON_SECONDS = 0.1
+FULL_SECONDS = 0.5
+"""How soon to try again on a full disk."""
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 MIGRATIONS: Sequence[str] = (
     """
@@ -71,6 +75,17 @@ MIGRATIONS: Sequence[str] = (
         whole_job INTEGER NOT NULL
     );
     """,
+    """
+    CREATE TABLE accounts (
+        uid INTEGER PRIMARY KEY,
+        holder TEXT UNIQUE,
+        released INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE attempts ADD COLUMN expires REAL;
+    CREATE INDEX attempts_expiring ON attempts (expires) WHERE expires IS NOT NULL;
+    """,
 )
 """Numbered from 1: `PRAGMA user_version` says how many have been applied. Never edit one that was released."""
 
@@ -78,8 +93,17 @@ MIGRATIONS: Sequence[str] = (
 class Database:
     """One connection in one thread; the loop awaits commits. Errors of SQLite reach whoever asked for the write."""
 
-    def __init__(self, path: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        when_full: Callable[[], None] | None = None,
+    ) -> None:
+        """`when_full` is called by the writer thread when the disk is full, before it tries again."""
         self._path = path
+        self._when_full = when_full
+        self._closing = threading.Event()
         self._synchronous = synchronous
         self._queue: SimpleQueue[tuple[Write[Any], asyncio.Future[Any]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -88,6 +112,7 @@ class Database:
 
     async def open(self) -> None:
         """Open and migrate. Raises NewerStateError, DamagedStateError, UnwritableError."""
+        self._closing.clear()
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(target=self._serve, args=(loop, opened), name="agent-db", daemon=True)
@@ -99,6 +124,7 @@ class Database:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._submit_waiting()
+            self._closing.set()
             self._queue.put(None)
             await asyncio.to_thread(thread.join)
 
@@ -148,11 +174,31 @@ class Database:
         loop.call_soon_threadsafe(_settle, [(opened, None, None)])
         try:
             while (batch := self._next_batch()) is not None:
-                settled = _commit(connection, batch)
+                settled = self._committed(connection, batch)
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_settle, settled)
         finally:
             connection.close()
+
+    def _committed(self, connection: sqlite3.Connection, batch: "Batch") -> "Settled":
+        """Run the writes in one transaction; if one of them fails, each alone, so that only that one is refused.
+
+        On a full disk it is tried until there is room, but for no longer than the database is open.
+        """
+        while True:
+            try:
+                return _commit(connection, batch)
+            except Exception as error:  # noqa: BLE001 - handed to whoever awaits the write
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if not _is_full(error):
+                    if len(batch) == 1:
+                        return [(batch[0][1], None, error)]
+                    return [settled for item in batch for settled in self._committed(connection, [item])]
+                if self._when_full is not None:
+                    self._when_full()
+                if self._closing.wait(FULL_SECONDS):
+                    return [(future, None, error) for _, future in batch]
 
     def _next_batch(self) -> list[tuple[Write[Any], asyncio.Future[Any]]] | None:
         first = self._queue.get()
@@ -180,6 +226,7 @@ class Database:
         return connection
 
 
+Batch = Sequence[tuple[Write[Any], "asyncio.Future[Any]"]]
 Settled = Sequence[tuple["asyncio.Future[Any]", Any, BaseException | None]]
 
 
@@ -193,19 +240,15 @@ def _settle(settled: Settled) -> None:
             future.set_exception(error)
 
 
-def _commit(connection: sqlite3.Connection, batch: Sequence[tuple[Write[Any], "asyncio.Future[Any]"]]) -> Settled:
-    """Run the writes in one transaction; if one of them fails, each alone, so that only that one is refused."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        results = [write(connection) for write, _ in batch]
-        connection.execute("COMMIT")
-    except Exception as error:  # noqa: BLE001 - handed to whoever awaits the write
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        if len(batch) == 1:
-            return [(batch[0][1], None, error)]
-        return [settled for item in batch for settled in _commit(connection, [item])]
+def _commit(connection: sqlite3.Connection, batch: Batch) -> Settled:
+    connection.execute("BEGIN IMMEDIATE")
+    results = [write(connection) for write, _ in batch]
+    connection.execute("COMMIT")
     return [(future, result, None) for (_, future), result in zip(batch, results, strict=True)]
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode in _NO_ROOM
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -8,6 +8,7 @@ in which nothing was ever begun (a life of the agent that ended early) is simply
 import os
 import stat
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.agent.identity import make_directory
@@ -17,6 +18,18 @@ _MODE = 0o770
 _SHARED_MODE = 0o1777
 """Every task may write into the shared directory, whoever it runs as."""
 _WORKING_DIRECTORY = "wd"
+_PASSABLE = 0o755
+_CLOSED = 0o700
+_OPENED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose an execution's directories are, where accounts are kept apart."""
+
+    uid: int
+    gid: int
+    mode: int
 
 
 class Directories:
@@ -25,6 +38,7 @@ class Directories:
     def __init__(self, layout: NodeLayout) -> None:
         self.layout = layout
         self._made_jobs: set[Path] = set()
+        self._for_users = False
 
     def make_node(self) -> None:
         """Make the top of the tree. Raises UnwritableError."""
@@ -35,7 +49,14 @@ class Directories:
         if shared.st_uid == os.geteuid() and stat.S_IMODE(shared.st_mode) != _SHARED_MODE:
             self.layout.shared.chmod(_SHARED_MODE)
 
-    def make_task(self, paths: TaskPaths) -> bool:
+    def open_to_users(self) -> None:
+        """Let users of tasks into the tree, whatever our umask is. Raises OSError."""
+        self._for_users = True
+        for path in (self.layout.root, *self.layout.top_level()):
+            if path != self.layout.shared:
+                path.chmod(_PASSABLE)
+
+    def make_task(self, paths: TaskPaths, owner: Owner | None = None) -> bool:
         """Make `<task>` and its `wd`, and return True; or return False because an earlier execution is there.
 
         Raises OSError.
@@ -51,7 +72,23 @@ class Directories:
             self._make_job(paths.root.parent)
             os.mkdir(paths.root, _MODE)  # noqa: PTH102 - as above
         _make_existing(paths.wd)
+        if owner is not None:
+            _give(paths.root, owner)
         return True
+
+    def close_to(self, paths: TaskPaths, uid: int) -> None:
+        """Take what a uid has of a task's directories away from it, newest and earlier ones. Raises OSError."""
+        with os.scandir(paths.root.parent) as entries:
+            earlier = f"{paths.root.name}~"
+            mine = [entry for entry in entries if entry.name == paths.root.name or entry.name.startswith(earlier)]
+        for entry in mine:
+            if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == uid:
+                handle = os.open(entry.path, _OPENED)
+                try:
+                    os.fchmod(handle, _CLOSED)
+                    os.fchown(handle, os.geteuid(), os.getegid())
+                finally:
+                    os.close(handle)
 
     def move_aside(self, paths: TaskPaths, number: int | None) -> Path:
         """Rename `<task>` to the first free `<task>~<n>` from `number` on (1 if unknown). Raises OSError."""
@@ -67,7 +104,10 @@ class Directories:
 
     def _make_job(self, path: Path) -> None:
         if path not in self._made_jobs:
-            path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            path.mkdir(parents=True, exist_ok=True, mode=_PASSABLE)
+            if self._for_users:
+                for made in (path, path.parent):
+                    made.chmod(_PASSABLE)
             self._made_jobs.add(path)
 
 
@@ -76,7 +116,26 @@ def _is_unused(root: Path) -> bool:
     names = os.listdir(root)  # noqa: PTH208 - names are all that is needed
     if not names:
         return True
-    return names == [_WORKING_DIRECTORY] and not os.listdir(root / _WORKING_DIRECTORY)  # noqa: PTH208 - as above
+    working = root / _WORKING_DIRECTORY
+    return names == [_WORKING_DIRECTORY] and not working.is_symlink() and not os.listdir(working)  # noqa: PTH208 - as above
+
+
+def _give(root: Path, owner: Owner) -> None:
+    """Hand a directory and its `wd` over. While that goes on only we can get in: nothing is swapped for a link."""
+    handle = os.open(root, _OPENED)
+    try:
+        os.fchmod(handle, _CLOSED)
+        os.fchown(handle, os.geteuid(), os.getegid())
+        working = os.open(_WORKING_DIRECTORY, _OPENED, dir_fd=handle)
+        try:
+            os.fchown(working, owner.uid, owner.gid)
+            os.fchmod(working, owner.mode)
+        finally:
+            os.close(working)
+        os.fchown(handle, owner.uid, owner.gid)
+        os.fchmod(handle, owner.mode)
+    finally:
+        os.close(handle)
 
 
 def _make_existing(path: Path) -> None:

@@ -1,14 +1,13 @@
 """From the records of the shim to the event of the attempt's state machine: what the kernel said, nothing invented."""
 
-import os
-import stat
 from datetime import UTC, datetime
-from pathlib import Path
 
+from nodeagent.agent import task_words
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import Statistics, StopReason, Sweep
 from nodeagent.rules.attempt import Ended, Lost
-from nodeagent.rules.failures import STDERR_TAIL_BYTES, launch_failure, preparation_failure
+from nodeagent.rules.failures import launch_failure, preparation_failure
+from nodeagent.rules.layout import TaskPaths
 from nodeagent.runtime import base as runtime
 from nodeagent.shim.records import ExecError, ExitRecord
 
@@ -16,8 +15,13 @@ _BLOCK_BYTES = 512
 """The unit in which the kernel counts blocks of rusage, whatever the file system."""
 
 
-def event_of(seen: runtime.Ended | runtime.Lost, stderr: Path, user: str) -> Ended | Lost:
-    """Return what happened. The last bytes of stderr are read only if the execution failed."""
+def event_of(
+    seen: runtime.Ended | runtime.Lost, paths: TaskPaths, user: str, *, stderr_tail: bool = True
+) -> Ended | Lost:
+    """Return what happened. What the task says of it is read only if the execution failed.
+
+    `stderr_tail`: whether the end of its stderr is told.
+    """
     if isinstance(seen, runtime.Lost):
         return Lost(seen.detail)
     record = seen.exit
@@ -32,7 +36,8 @@ def event_of(seen: runtime.Ended | runtime.Lost, stderr: Path, user: str) -> End
         stop_reason=None if record.stop_reason is None else StopReason(record.stop_reason),
         statistics=_statistics(record),
         sweep=_sweep(seen),
-        stderr_tail=tail(stderr) if failed else None,
+        stderr_tail=task_words.stderr_tail(paths.stderr) if failed and stderr_tail else None,
+        task_message=task_words.error_message(paths.error_file) if failed else None,
     )
 
 
@@ -61,23 +66,3 @@ def _statistics(record: ExitRecord) -> Statistics | None:
         read_bytes=record.usage.read_blocks * _BLOCK_BYTES,
         write_bytes=record.usage.written_blocks * _BLOCK_BYTES,
     )
-
-
-def tail(path: Path) -> str | None:
-    """Return the last 4 KiB of a regular file as text, None if there is no such file or nothing in it.
-
-    The file is the task's own: it may have put anything in its place, so links are not followed and pipes not
-    waited for.
-    """
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:
-        return None
-    try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            return None
-        data = os.pread(file, STDERR_TAIL_BYTES, max(0, found.st_size - STDERR_TAIL_BYTES))
-    finally:
-        os.close(file)
-    return data.decode(errors="replace").replace("\0", "\ufffd").strip() or None

@@ -1,7 +1,9 @@
 """Why an agent cannot start or go on. Each error is one clear line for a person, and an exit status (docs/cli.md).
 
 AgentError                3  a fault of nodeagent itself
+├── AccountsError         2  tasks cannot be given users of their own here as the settings want it
 ├── WrongNodeError        2  the state directory belongs to another node id
+├── LimitsUnavailableError 2  the kernel cannot keep a limit of the settings
 ├── DamagedStateError     3  a file of the state directory cannot be understood
 ├── AddressInUseError     4  the file server's address is taken
 ├── StateInUseError       5  another agent holds the state directory
@@ -18,8 +20,20 @@ class AgentError(Exception):
     exit_status = 3
 
 
+class AccountsError(AgentError):
+    """The settings ask for users of tasks that this machine cannot give."""
+
+    exit_status = 2
+
+
 class WrongNodeError(AgentError):
     """The state directory belongs to another node id."""
+
+    exit_status = 2
+
+
+class LimitsUnavailableError(AgentError):
+    """The kernel cannot keep a limit of the settings on this machine; running without it would be worse."""
 
     exit_status = 2
 

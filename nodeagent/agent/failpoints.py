@@ -16,6 +16,8 @@ NAMES = (
     "after_post_before_ack",
     "after_ack_commit",
     "after_move_aside",
+    "after_account_commit",
+    "after_account_close",
     "after_bin",
     "mid_migration",
 )

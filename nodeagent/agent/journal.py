@@ -119,7 +119,7 @@ def insert_attempt(connection: sqlite3.Connection, attempt: Attempt, assignment:
         (assignment.job_id, assignment.task_id),
     ).fetchone()
     connection.execute(
-        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         (
             attempt.attempt_id,
             assignment.job_id,
@@ -139,6 +139,11 @@ def update_attempt(connection: sqlite3.Connection, attempt: Attempt) -> None:
         " start_time = ?, last_retry_time = ?, last_seq = ?, outcome = ?, terminal = ?, muted = ? WHERE attempt_id = ?",
         (*_dynamic(attempt), attempt.attempt_id),
     )
+
+
+def set_expiry(connection: sqlite3.Connection, attempt_id: str, expires: datetime) -> None:
+    """Store when the files of an attempt that has ended may go."""
+    connection.execute("UPDATE attempts SET expires = ? WHERE attempt_id = ?", (expires.timestamp(), attempt_id))
 
 
 def _dynamic(attempt: Attempt) -> tuple[Any, ...]:
@@ -299,6 +304,23 @@ def add_removal(connection: sqlite3.Connection, message: RemoveFiles) -> Removal
         (message.job_id, json.dumps(ids), not message.attempt_ids),
     )
     return Removal(int(cursor.lastrowid or 0), message.job_id, ids, not message.attempt_ids)
+
+
+def take_expired(connection: sqlite3.Connection, now: datetime, limit: int) -> list[Removal]:
+    """Turn attempts whose files may go by now into removals, the earliest first.
+
+    Only what the service has the end of; a preparation not before its job session is over.
+    """
+    rows = connection.execute(
+        "SELECT attempt_id, job_id FROM attempts WHERE expires <= ? AND state = 'retained'"
+        " AND NOT EXISTS (SELECT 1 FROM job_sessions WHERE preparation = attempt_id) ORDER BY expires LIMIT ?",
+        (now.timestamp(), limit),
+    ).fetchall()
+    of_jobs: dict[str, list[str]] = {}
+    for attempt_id, job_id in rows:
+        connection.execute("UPDATE attempts SET expires = NULL WHERE attempt_id = ?", (attempt_id,))
+        of_jobs.setdefault(job_id, []).append(attempt_id)
+    return [add_removal(connection, RemoveFiles(job_id=job, attempt_ids=tuple(ids))) for job, ids in of_jobs.items()]
 
 
 def removals(connection: sqlite3.Connection) -> list[Removal]:

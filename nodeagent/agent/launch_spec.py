@@ -4,23 +4,26 @@ import time
 from datetime import datetime
 from typing import Literal
 
+from nodeagent.agent.limits import TaskLimits
 from nodeagent.model.protocol import Assignment, StopReason
 from nodeagent.model.times import UNLIMITED
 from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import split
 from nodeagent.rules.environment import NodeFacts, task_environment
-from nodeagent.shim.records import Deadline, Spec
+from nodeagent.shim.records import Deadline, Spec, User
 
 
-def launch_spec(
+def launch_spec(  # noqa: PLR0913 - each is one independent property of the execution
     attempt: Attempt,
     assignment: Assignment,
     node: NodeFacts,
     boundary: dict[str, str],
     *,
+    user: User | None,
     now: datetime,
     grace_seconds: float,
     durability: Literal["process", "power"],
+    limits: TaskLimits,
 ) -> Spec:
     """Return the spec of the attempt's present execution.
 
@@ -35,9 +38,12 @@ def launch_spec(
         stdout=str(paths.stdout),
         stderr=str(paths.stderr),
         boundary=boundary,
+        user=user,
+        limits=limits.resources,
         sweep=not attempt.plan.node_bound,
         grace_seconds=grace_seconds,
         deadline=_deadline(attempt, assignment, now),
+        output_cap=None if attempt.plan.node_bound else limits.output_cap,
         durability=durability,
     )
 

@@ -44,6 +44,39 @@ class AgentSettings(BaseModel):
     """What a task's exit record survives: the death of any process, or a power cut too (fsync per task)."""
     grace_seconds: Annotated[float, Field(ge=0)] = 10
     """From SIGTERM to SIGKILL when a task is ended."""
+    stderr_tail: bool = True
+    """Whether a failure tells the last 4 KiB of the task's stderr; false if tasks may print what must stay here."""
+    memory_bytes_per_slot: Annotated[int, Field(ge=1 << 20)] | None = None
+    """Memory of a task per slot that it takes, page cache included; needs the cgroup controller `memory`."""
+    cpu_cores_per_slot: Annotated[float, Field(ge=0.01)] | None = None
+    """Processor time of a task per slot that it takes, in cores; needs the cgroup controller `cpu`."""
+    pids_per_task: Annotated[int, Field(ge=1)] | None = None
+    """Processes and threads that a task may have at a time; needs the cgroup controller `pids`."""
+    open_files_per_task: Annotated[int, Field(ge=16)] | None = None
+    """Soft limit of open files of each process of a task."""
+    output_head_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Cap of stdout.txt and stderr.txt: how much of their beginning is kept. No cap if neither this nor the tail is
+    given."""
+    output_tail_bytes: Annotated[int, Field(ge=0)] | None = None
+    """How much of the end of capped output is kept."""
+    disk_bytes_per_task: Annotated[int, Field(ge=1 << 20)] | None = None
+    """A task whose directory takes more is ended with `DiskFull`."""
+    disk_check_seconds: Annotated[float, Field(gt=0)] = 5
+    """How often the directories of running tasks are measured, if a limit of disk space is set."""
+    disk_soft_free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """With less free space no task begins: those assigned wait."""
+    disk_hard_free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """With less free space the task that holds most is ended with `DiskFull`, and its files are removed."""
+    ballast_bytes: Annotated[int, Field(ge=0)] = 0
+    """Size of a file in `state_dir` that is only there to be removed when the disk is full."""
+    cleanup_seconds: Annotated[float, Field(gt=0)] = 60
+    """How often the agent looks for task directories whose retention time is over."""
+    accounts: Literal["auto", "uids", "none"] = "auto"
+    """`uids`: tasks run as uids of `uid_range` (needs root); `none`: as the agent's user; `auto`: `uids` for root."""
+    uid_range: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (60720, 61183)
+    """First and last of the uids that tasks run as, this agent's alone on its machine: at least `slots` + 1."""
+    gid: Annotated[int, Field(ge=1)] | None = None
+    """Group of the pool's auto user, to which directories of tasks belong; default: the number of its uid."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 30
     """How long the service may hold a request for work before it answers "nothing"."""
     call_seconds: Annotated[float, Field(gt=0)] = 30
@@ -61,7 +94,15 @@ class AgentSettings(BaseModel):
     def _consistent(self) -> Self:
         if (self.node_key is None) == (self.node_key_file is None):
             raise ValueError("exactly one of node_key_file and node_key must be given")
+        first, last = self.uid_range
+        if last - first < self.slots:
+            raise ValueError("uid_range must have a uid for the pool's auto user and one for each slot, lowest first")
+        if self.gid is not None and first < self.gid <= last:
+            raise ValueError("gid must not be of uid_range: each task's user has a group of its own number")
         state, root = self.state_dir.absolute(), self.root.absolute()
         if state == root or state.is_relative_to(root) or root.is_relative_to(state):
             raise ValueError("state_dir and root must not contain each other: tasks could read the agent's state")
+        soft, hard = self.disk_soft_free_bytes, self.disk_hard_free_bytes
+        if soft is not None and hard is not None and soft < hard:
+            raise ValueError("disk_soft_free_bytes must not be less than disk_hard_free_bytes")
         return self

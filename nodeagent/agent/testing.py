@@ -100,6 +100,7 @@ def agent_settings(folder: Path, service: str, **more: object) -> AgentSettings:
         "retry_seconds": 0.3,
         "call_seconds": 10,
         "grace_seconds": 1,
+        "accounts": "none",  # a test's folder is closed to other users
     }
     return AgentSettings.model_validate(facts | more)
 

@@ -24,6 +24,9 @@ from nodeagent.observe.log import configure
 @click.option("--slots", type=int, help="Task slots; the number of cores if not given.")
 @click.option("--state-dir", type=FOLDER, help="The agent's own folder; one agent at a time.")
 @click.option("--root", type=FOLDER, help="AZ_BATCH_NODE_ROOT_DIR: where tasks live.")
+@click.option(
+    "--accounts", type=click.Choice(["auto", "uids", "none"]), help="Who tasks run as.  [default: auto: uids if root]"
+)
 @click.option("--node-key-file", type=click.Path(path_type=Path), help="File with the key of the service's nodes.")
 @click.option(
     "--exit-with-parent", is_flag=True, help="Stop when standard input ends (for programs that start agents)."

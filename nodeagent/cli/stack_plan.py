@@ -1,10 +1,12 @@
 """From settings to the plan of a local stack."""
 
+import os
 import tempfile
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from nodeagent.agent.settings import AgentSettings
 from nodeagent.cli.settings import Sources
 from nodeagent.local.folders import Folders
 from nodeagent.local.settings import LocalSettings
@@ -19,7 +21,8 @@ def plan_of(
     """Return the plan; with an ephemeral setting the state lies in a new temporary folder.
 
     What `[local]` decides (address, account, folders) wins over `[service]`; the rest of `[service]` holds. Agents
-    read `[agent]` and their variables themselves. Raises SettingsError.
+    read `[agent]` and their variables themselves; `agent.accounts` is "none" here unless somebody sets it. Raises
+    SettingsError.
     """
     folder = Path(tempfile.mkdtemp(prefix="nodeagent-")) if local.ephemeral else state_dir.absolute()
     section = found.section("service", ServiceSettings, {"loose": loose}).without(
@@ -34,4 +37,8 @@ def plan_of(
     options = [f"--log-level={log.level.value}"]
     if found.file is not None:
         options.append(f"--config={found.file.absolute()}")
-    return Plan(service, folder, local.pool, local.nodes, local.slots, options, ephemeral=local.ephemeral)
+    accounts = found.section("agent", AgentSettings).given.get("accounts")
+    if accounts is None:  # the state home of root is closed to everybody else; who debugs a job is one person
+        options.append("--accounts=none")
+    users = accounts is not None and accounts.value != "none" and os.geteuid() == 0
+    return Plan(service, folder, local.pool, local.nodes, local.slots, options, ephemeral=local.ephemeral, users=users)

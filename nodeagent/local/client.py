@@ -88,6 +88,11 @@ class BatchClient:
         """Return all tasks of a job, ordered by id."""
         return await self._list(f"/jobs/{_segment(job_id)}/tasks")
 
+    async def unfinished(self, job_id: str) -> int:
+        """Return how many tasks of a job have not completed."""
+        counts = await self._json("GET", f"/jobs/{_segment(job_id)}/taskcounts")
+        return int(counts["taskCounts"]["active"]) + int(counts["taskCounts"]["running"])
+
     async def slots_in_use(self, job_id: str) -> int:
         """Return how many slots the tasks of a job hold now."""
         counts = await self._json("GET", f"/jobs/{_segment(job_id)}/taskcounts")

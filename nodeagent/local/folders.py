@@ -51,9 +51,14 @@ class Folders:
         nodes = self.state_dir / "nodes"
         return [self.node(entry.name) for entry in sorted(nodes.iterdir())] if nodes.is_dir() else []
 
-    def make(self, node_ids: list[str]) -> None:
-        """Make the folders. Raises FolderError with the path and the reason."""
+    def make(self, node_ids: list[str], *, users: bool = False) -> None:
+        """Make the folders, with `users` so that other users get through to the nodes' roots (and see nothing else).
+
+        Raises FolderError with the path and the reason.
+        """
         make_folder(self.state_dir, 0o700)
+        if users:
+            self.state_dir.chmod(0o711)
         make_folder(self.service, 0o700)
         for node_id in node_ids:
             node = self.node(node_id)

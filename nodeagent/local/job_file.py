@@ -4,6 +4,7 @@ Every complaint names file, line, column, the property and what would be right.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from nodeagent.model.base import BatchModel
 from nodeagent.model.job import JobCreate
 from nodeagent.model.task import TaskCreate
 from nodeagent.model.values import EnvironmentSetting
+from nodeagent.rules.exit_conditions import misplaced_action
 from nodeagent.rules.supported import unsupported_job, unsupported_task
 
 JOB_DIRECTORY_VARIABLE = "NODEAGENT_JOB_DIR"
@@ -105,6 +107,7 @@ class _Reader:
         if job is not None:
             self._check_ids(job, tasks)
             self._check_supported(job, tasks)
+            self._check_conditions(job, tasks)
         if self._problems or job is None:
             raise JobFileError(self._problems)
         return JobFile(self._path, job, tuple(task for _, task in tasks), tuple(self._warnings))
@@ -194,6 +197,19 @@ class _Reader:
             else:
                 self._problem(location, "is not supported by this version; remove it, or ignore it with --loose")
 
+    def _check_conditions(self, job: JobCreate, tasks: list[tuple[int, TaskCreate]]) -> None:
+        """Dependencies and actions need a job that takes them (spec/rest.md §7.3)."""
+        for index, task in tasks:
+            if task.depends_on is not None and not job.uses_task_dependencies:
+                self._problem(("tasks", index, "dependsOn"), "needs usesTaskDependencies: true of the job")
+            misplaced = misplaced_action(
+                task.exit_conditions,
+                on_task_failure=job.on_task_failure,
+                uses_task_dependencies=job.uses_task_dependencies,
+            )
+            if misplaced is not None:
+                self._problem(("tasks", index, *_steps(misplaced.path)), misplaced.reason)
+
     def _places(self) -> Marks:
         if self._marks is None:
             self._marks = Marks(self._text)
@@ -219,7 +235,7 @@ def json_path(location: Location) -> str:
 
 
 def _steps(path: str) -> Location:
-    return tuple(path.split("."))
+    return tuple(int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path))
 
 
 def _kind(value: object) -> str:

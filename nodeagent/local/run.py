@@ -12,6 +12,7 @@ from nodeagent.local.job_file import JobFile
 from nodeagent.local.outcome import Execution, RunOutcome, execution_of_task, executions_of_special
 from nodeagent.local.progress import News, Phase, Progress
 from nodeagent.local.stack import Stack
+from nodeagent.local.stuck import stuck_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -19,6 +20,8 @@ TAIL_BYTES = 4096
 _LOOK_SECONDS = 0.5
 """How often states are looked at that no event tells: of the job, its preparation and its release."""
 _FILE_SECONDS = 10.0
+_NAMED = 5
+"""So many tasks are named in a sentence."""
 
 Tell = Callable[[News], None]
 
@@ -27,12 +30,18 @@ class JobRun:
     """Runs one job on a started stack; `progress` is kept up to date for whoever shows it."""
 
     def __init__(self, stack: Stack, job_file: JobFile, tell: Tell) -> None:
-        self.progress = Progress(job_file.job.id, len(job_file.tasks), stack.plan.nodes * stack.plan.slots)
+        manager = job_file.job.job_manager_task
+        tasks = len(job_file.tasks) + (manager is not None)
+        self.progress = Progress(job_file.job.id, tasks, stack.plan.nodes * stack.plan.slots)
         self._stack = stack
         self._file = job_file
         self._tell = tell
         self._problem: str | None = None
         self._interrupted = asyncio.Event()
+        self._grows = manager is not None
+        """A job manager may add tasks, so the service alone knows when all have ended."""
+        self._looked_for_stuck = -1
+        """How many tasks had ended when stuck ones were looked for last."""
 
     @property
     def _client(self) -> BatchClient:
@@ -66,7 +75,7 @@ class JobRun:
             folder = self._stack.plan.state_dir
             raise FolderUsedError(f"{folder} holds a run of job '{self._file.job.id}' already: name another") from error
         await self._client.add_tasks(self._file.job.id, self._file.tasks)
-        self._tell(News(f"job {self._file.job.id}: {len(self._file.tasks)} tasks on {self.progress.slots} slots"))
+        self._tell(News(f"job {self._file.job.id}: {self.progress.tasks} tasks on {self.progress.slots} slots"))
 
     async def _until_ended_or_interrupted(self) -> None:
         """Return when every task has ended, none can go on, or somebody interrupts."""
@@ -86,28 +95,43 @@ class JobRun:
             wait.result()
 
     async def _follow_events(self) -> None:
-        """Read the event stream until every task has completed."""
-        if self.progress.all_ended():
+        """Read the event stream until every task has completed, of a job that does not grow."""
+        if self.progress.all_ended() and not self._grows:
             return
         async for event in self._client.events(follow=True):
             news = self.progress.hear(event)
             if news is not None:
                 self._tell(news)
-            if self.progress.all_ended():
+            if self.progress.all_ended() and not self._grows:
                 return
         raise ServiceUnreachableError("the event stream ended")
 
     async def _watch_job(self) -> None:
-        """Look at what has no events; return when the job ends by itself or no node is left to run its tasks."""
+        """Look at what has no events; return when the job ends by itself, or nothing is left that could run."""
         while True:
             await self._look()
             job = await self._client.get_job(self._file.job.id)
+            if job["state"] in ("disabling", "disabled"):
+                self._problem = "the end of a task disabled the job, so its other tasks cannot run"
             if job["state"] not in ("active", "enabling"):
+                return
+            if self._grows and await self._client.unfinished(self._file.job.id) == 0:
                 return
             if self._no_node_left():
                 self._problem = "the job preparation task failed on every node, so its tasks cannot run"
                 return
+            if stuck := await self._stuck():
+                self._problem = f"{_counted(stuck)} can never run: what they wait for failed, or is not there"
+                return
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _stuck(self) -> list[str]:
+        """Return the tasks that are left if none of them can ever run; only looked for when nothing runs."""
+        idle = not self.progress.running and not self.progress.all_ended()
+        if not (self._file.job.uses_task_dependencies and idle) or self._looked_for_stuck == self.progress.done:
+            return []
+        self._looked_for_stuck = self.progress.done
+        return stuck_tasks(await self._client.list_tasks(self._file.job.id))
 
     def _no_node_left(self) -> bool:
         preparation = self._file.job.job_preparation_task
@@ -185,3 +209,8 @@ class JobRun:
             log.warning("file cannot be read", path=path, node=row.node_id, why=str(error))
             return None
         return data.decode("utf-8", "replace").rstrip("\n") or None
+
+
+def _counted(tasks: list[str]) -> str:
+    named = ", ".join(tasks[:_NAMED])
+    return f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'} ({named}{', ...' if len(tasks) > _NAMED else ''})"

@@ -43,6 +43,8 @@ class Plan:
     """Further options of `nodeagent agent`, for every agent."""
     ephemeral: bool = False
     """Remove `state_dir` at the end."""
+    users: bool = False
+    """Tasks run as users of their own, who must get to the nodes' folders below `state_dir`."""
 
     @property
     def node_ids(self) -> list[str]:
@@ -84,7 +86,7 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         try:
-            self.folders.make(self.plan.node_ids)
+            self.folders.make(self.plan.node_ids, users=self.plan.users)
             await self._start()
         except BaseException:
             await self.close()

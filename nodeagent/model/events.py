@@ -1,6 +1,11 @@
 """Diagnostic events, in the shapes of the pages of Azure Batch (spec/node.md §17, seed 003)."""
 
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from nodeagent.model.base import BatchModel
+from nodeagent.model.protocol import Statistics
 from nodeagent.model.times import UtcTime
 from nodeagent.model.values import NameValuePair
 
@@ -70,10 +75,28 @@ class TaskStartEvent(TaskEvent):
     execution_info: StartExecutionInfo
 
 
+class EventOwn(BatchModel):
+    """What nodeagent tells beyond the documented shape."""
+
+    statistics: Statistics
+    """What the execution that completed the task used."""
+
+
 class TaskEndEvent(TaskEvent):
-    """A task has completed (TaskCompleteEvent), and, if it failed, once more as TaskFailEvent."""
+    """A task has completed (TaskCompleteEvent), and, if it failed, once more as TaskFailEvent.
+
+    `nodeagent` is left out where no execution has ended: the task never ran, was terminated, or its node is lost.
+    """
 
     execution_info: EndExecutionInfo
+    nodeagent: EventOwn | None = None
+
+    @model_serializer(mode="wrap")
+    def _own_is_absent_rather_than_null(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = serialize(self)
+        if self.nodeagent is None:
+            body.pop("nodeagent", None)
+        return body
 
 
 class EventRecord(BatchModel):

@@ -1,8 +1,8 @@
 """Pools, and the start task of their nodes (spec/rest.md §3.9)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerSettings
@@ -41,18 +41,28 @@ class TaskSchedulingPolicy(BatchModel):
     job_default_order: str | None = None
 
 
-class LinuxUserConfiguration(BatchModel):
-    """Linux side of a user account."""
+LinuxId = Annotated[int, Field(ge=0, le=2**32 - 2)]
+"""A uid or gid; the highest number means "none" to the kernel."""
 
-    uid: int | None = None
-    gid: int | None = None
+
+class LinuxUserConfiguration(BatchModel):
+    """Linux side of a user account. The key is for logins between nodes, which a pool has only if it asks for them."""
+
+    uid: LinuxId | None = None
+    gid: LinuxId | None = None
     ssh_private_key: str | None = None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.uid is None) != (self.gid is None):
+            raise ValueError("uid and gid must be given together or not at all")
+        return self
 
 
 class UserAccount(BatchModel):
     """A named user of a pool; the password is never echoed."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=20)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=20, pattern=r"^[^\x00-\x20:/]+$")]
     password: str
     elevation_level: ElevationLevel = ElevationLevel.NON_ADMIN
     linux_user_configuration: LinuxUserConfiguration | None = None
@@ -82,6 +92,13 @@ class PoolCreate(BatchModel):
     metadata: tuple[MetadataItem, ...] | None = None
     mount_configuration: tuple[dict[str, Any], ...] | None = None
     upgrade_policy: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_account_of_a_name(self) -> Self:
+        names = [account.name for account in self.user_accounts or ()]
+        if len(names) != len(set(names)):
+            raise ValueError("userAccounts must have different names")
+        return self
 
 
 class ResizeError(BatchModel):

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerInfo, ContainerSettings
-from nodeagent.model.enums import ExecutionResult
+from nodeagent.model.enums import ElevationLevel, ExecutionResult
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.files import OutputFile, ResourceFile
 from nodeagent.model.times import UNLIMITED, Duration, UtcTime
@@ -46,6 +46,9 @@ class StopReason(StrEnum):
     NODE_REMOVED = "node_removed"
     PREEMPTED = "preempted"
     DISK_PRESSURE = "disk_pressure"
+    """The node was running out of disk space, and this was the task that held most of it."""
+    DISK_BUDGET = "disk_budget"
+    """The task's directory grew beyond what a task is allowed."""
     SUPERSEDED = "superseded"
 
 
@@ -106,6 +109,15 @@ class WorkConstraints(BatchModel):
     """Applied by the node for preparation and start tasks only; by the service for all others (design.md §4)."""
 
 
+class NamedUser(BatchModel):
+    """A user account of the pool, as far as a node needs to know it: never its password or key."""
+
+    name: str
+    elevation_level: ElevationLevel = ElevationLevel.NON_ADMIN
+    uid: int | None = None
+    gid: int | None = None
+
+
 class Work(BatchModel):
     """What an attempt executes, merged by the service from job and task."""
 
@@ -114,6 +126,8 @@ class Work(BatchModel):
     """The job's common settings and then the task's own, later ones win."""
     constraints: WorkConstraints
     user_identity: UserIdentity
+    named_user: NamedUser | None = None
+    """The pool's account that `user_identity` names; absent if the pool has none of that name."""
     container_settings: ContainerSettings | None = None
     resource_files: tuple[ResourceFile, ...] = ()
     output_files: tuple[OutputFile, ...] = ()
@@ -123,9 +137,10 @@ class Work(BatchModel):
 
 
 class PreparationGate(BatchModel):
-    """The preparation task that must have ended on the node before this attempt may launch."""
+    """The preparation task of the attempt's job on this node, and whether the attempt waits for its success."""
 
     attempt_id: str
+    """Empty if nobody waits and the node knows no such attempt any more."""
     task_id: str
     wait_for_success: bool
 

@@ -1,8 +1,8 @@
 """Tasks: what a client sends, and what Batch reports of them (spec/rest.md §3.3)."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerInfo, ContainerSettings
@@ -54,6 +54,12 @@ class ExitCodeRangeMapping(BatchModel):
     end: int
     exit_options: ExitOptions
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start > self.end:
+            raise ValueError("start must not be greater than end")
+        return self
+
 
 class ExitConditions(BatchModel):
     """What the ways in which a task can end do (spec/rest.md §3.3.1)."""
@@ -68,8 +74,14 @@ class ExitConditions(BatchModel):
 class TaskIdRange(BatchModel):
     """Integer task ids from `start` to `end`, both included."""
 
-    start: int
-    end: int
+    start: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    end: Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start > self.end:
+            raise ValueError("start must not be greater than end")
+        return self
 
 
 class TaskDependencies(BatchModel):

@@ -9,7 +9,7 @@ together with the reports among the effects, and only then performs the effects 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -26,7 +26,17 @@ from nodeagent.model.protocol import (
     Sweep,
     Transition,
 )
-from nodeagent.rules.failures import exit_code_failure, internal_retries_reached, task_ended
+from nodeagent.model.times import UNLIMITED, format_duration
+from nodeagent.rules.failures import (
+    DISK_FULL,
+    EXIT_CODE,
+    TASK_ENDED,
+    Detail,
+    exit_code_failure,
+    recoveries_used_up,
+    task_ended,
+    with_details,
+)
 from nodeagent.rules.layout import STARTUP, task_directory
 from nodeagent.rules.retry import Next, after_completed
 
@@ -122,6 +132,9 @@ class Plan:
     max_task_retry_count: int
     directory: str
     """The task's directory, relative to the node root."""
+    max_wall_clock_time: timedelta = UNLIMITED
+    retention_time: timedelta = UNLIMITED
+    """How long the directory stays at least, from the terminal report on."""
 
     @property
     def node_bound(self) -> bool:
@@ -142,6 +155,8 @@ def plan_of(assignment: Assignment) -> Plan:
         transfers_out=bool(work.output_files),
         max_task_retry_count=work.constraints.max_task_retry_count,
         directory=task_directory(assignment.job_id, assignment.task_id) if assignment.job_id else STARTUP,
+        max_wall_clock_time=work.constraints.max_wall_clock_time,
+        retention_time=UNLIMITED if assignment.attempt_kind is AttemptKind.START else work.constraints.retention_time,
     )
 
 
@@ -254,13 +269,17 @@ class Ended:
     exit_code: int | None = None
     """`-n` for signal n; None if the command was never executed."""
     failure: FailureInfo | None = None
-    """Why the command was never executed."""
+    """Why the command was never executed; or of one that was, if more is known than its exit code."""
     stop_reason: StopReason | None = None
     """Why it was ended, if a stop was under way when it ended."""
     statistics: Statistics | None = None
     sweep: Sweep | None = None
     """Proof that nothing is left of it; None if that is still to be shown."""
     stderr_tail: str | None = None
+    task_message: str | None = None
+    """What the task wrote to the file named by NODEAGENT_ERROR_FILE, if it failed."""
+    evidence: tuple[Detail, ...] = ()
+    """More details for a failure: what was counted, which limit was met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,7 +518,7 @@ class _Walk:
             self.effects.append(Stop(reason))
 
     def ended(self, event: Ended) -> None:
-        self.move(State.EXITED, outcome=_outcome_of(event))
+        self.move(State.EXITED, outcome=_outcome_of(event, self.attempt.plan))
         proven = event.sweep is not None and event.sweep.remaining == 0
         owed = self._retries() if self.attempt.plan.node_bound else not proven
         if owed:
@@ -535,6 +554,7 @@ class _Walk:
         self.finalize(outcome)
 
     def finalize(self, outcome: Outcome) -> None:
+        outcome = _with_sweep(outcome)
         self.move(State.FINALIZING, outcome=outcome)
         self._report_end(Transition.COMPLETED, outcome=outcome)
 
@@ -546,7 +566,7 @@ class _Walk:
         elif attempt.recoveries < MAX_RECOVERIES:
             self._again(recoveries=attempt.recoveries + 1)
         else:
-            self.finalize(_failed(self.now, internal_retries_reached(detail)))
+            self.finalize(_failed(self.now, recoveries_used_up(MAX_RECOVERIES, detail)))
 
     def _again(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Attempt, checked by replace
         self.change(execution=self.attempt.execution + 1, outcome=None, **changes)
@@ -657,12 +677,19 @@ _REACTIONS: Mapping[type, tuple[frozenset[State], Callable[[_Walk, Any], None]]]
 """Which event may happen in which states, and what it does."""
 
 
-def _outcome_of(event: Ended) -> Outcome:
+def _outcome_of(event: Ended, plan: Plan) -> Outcome:
     failure = event.failure
     if event.stop_reason is not None:
-        failure = task_ended(event.stop_reason, event.stderr_tail)
-    elif event.exit_code:
-        failure = exit_code_failure(event.exit_code, event.stderr_tail)
+        failure = task_ended(
+            event.stop_reason,
+            event.stderr_tail,
+            task_message=event.task_message,
+            limit=_limit(event.stop_reason, plan),
+        )
+    elif event.exit_code and failure is None:
+        failure = exit_code_failure(event.exit_code, event.stderr_tail, event.task_message)
+    if failure is not None:
+        failure = with_details(failure, *event.evidence)
     return Outcome(
         result=ExecutionResult.SUCCESS if failure is None else ExecutionResult.FAILURE,
         end_time=event.at,
@@ -672,6 +699,22 @@ def _outcome_of(event: Ended) -> Outcome:
         statistics=event.statistics,
         sweep=event.sweep,
     )
+
+
+def _limit(reason: StopReason, plan: Plan) -> str | None:
+    if reason is not StopReason.WALL_CLOCK:
+        return None
+    return f"maxWallClockTime {format_duration(plan.max_wall_clock_time)}"
+
+
+def _with_sweep(outcome: Outcome) -> Outcome:
+    """Add what was left of the execution, and what became of it, to the details of a failure."""
+    if outcome.failure_info is None or outcome.sweep is None or outcome.exit_code is None:
+        return outcome
+    if outcome.failure_info.code not in (EXIT_CODE, TASK_ENDED, DISK_FULL):
+        return outcome
+    told = f"{outcome.sweep.killed} killed, {outcome.sweep.remaining} remain"
+    return outcome.model_copy(update={"failure_info": with_details(outcome.failure_info, ("LeftoverProcesses", told))})
 
 
 def _failed(now: datetime, failure: FailureInfo, reason: StopReason | None = None) -> Outcome:

@@ -12,6 +12,7 @@ from nodeagent.rules.layout import NodeLayout
 DISTRIBUTION_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ERROR_FILE_VARIABLE = "NODEAGENT_ERROR_FILE"
+"""Not Batch's: where a task may say in its own words why it failed (docs/failure-codes.md)."""
 MARKER_VARIABLE = "NODEAGENT_ATTEMPT"
 """Names the attempt in every process of it: the boundary's witness where there is no cgroup."""
 
@@ -79,7 +80,7 @@ def task_environment(node: NodeFacts, assignment: Assignment) -> dict[str, str]:
 
 
 def _is_reserved(name: str) -> bool:
-    return name.startswith("AZ_BATCH_") or name in ("CCP_NODES", MARKER_VARIABLE)
+    return name.startswith("AZ_BATCH_") or name in ("CCP_NODES", ERROR_FILE_VARIABLE, MARKER_VARIABLE)
 
 
 def _service_variables(node: NodeFacts, assignment: Assignment) -> dict[str, str]:
@@ -103,6 +104,7 @@ def _service_variables(node: NodeFacts, assignment: Assignment) -> dict[str, str
         "AZ_BATCH_TASK_USER_IDENTITY": identity_name(assignment.work.user_identity),
         "AZ_BATCH_TASK_RESERVED_EPHEMERAL_DISK_SPACE_BYTES": str(node.reserved_disk_bytes),
         "AZ_BATCH_RESERVED_DISK_SPACE_BYTES": str(node.reserved_disk_bytes),
+        ERROR_FILE_VARIABLE: str(paths.error_file),
     }
     if assignment.attempt_kind is not AttemptKind.START:
         variables["AZ_BATCH_JOB_ID"] = assignment.job_id

@@ -1,7 +1,9 @@
-"""The failure codes of Batch and their texts, in one table (spec/node.md §9, §13)."""
+"""The failure codes of Batch and their texts, in one table (spec/node.md §9, §13; docs/failure-codes.md)."""
 
 import errno
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from nodeagent.model.enums import ErrorCategory
 from nodeagent.model.failure import FailureInfo
@@ -14,9 +16,49 @@ PROGRAM_NOT_FOUND = "CommandProgramNotFound"
 LAUNCH_FAILED = "CommandLaunchFailed"
 DISK_FULL = "DiskFull"
 DIRECTORY_CREATE_FAILED = "ResourceDirectoryCreateFailed"
-INTERNAL_RETRIES_REACHED = "MaxInternalRetryCountReached"
+
+RECOVERIES_USED_UP = "MaxInternalRetryCountReached"
+UNKNOWN = "Unknown"
 
 STDERR_TAIL_BYTES = 4096
+ERROR_FILE_BYTES = 2048
+"""How much of the file named by NODEAGENT_ERROR_FILE is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What never varies of a failure."""
+
+    category: ErrorCategory
+    message: str
+
+
+CODES: Mapping[str, Code] = {
+    EXIT_CODE: Code(ErrorCategory.USER_ERROR, "The task exited with an exit code representing a failure"),
+    TASK_ENDED: Code(ErrorCategory.USER_ERROR, "The task was ended by user request"),
+    PROGRAM_NOT_FOUND: Code(ErrorCategory.USER_ERROR, "The specified command program is not found"),
+    LAUNCH_FAILED: Code(ErrorCategory.USER_ERROR, "The command could not be launched"),
+    DISK_FULL: Code(
+        ErrorCategory.SERVER_ERROR,
+        "There is not enough disk space on the node that was selected to run the task",
+    ),
+    DIRECTORY_CREATE_FAILED: Code(
+        ErrorCategory.SERVER_ERROR, "Failure encountered creating resource directory for the task"
+    ),
+    RECOVERIES_USED_UP: Code(ErrorCategory.USER_ERROR, "The task was lost and begun anew as often as is allowed"),
+    "BlobDownloadMiscError": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Miscellaneous error encountered while downloading one of the specified Azure Blob(s)",
+    ),
+    "ContainerMiscError": Code(ErrorCategory.SERVER_ERROR, "Miscellaneous error encountered with the task container"),
+    "FileUploadMiscError": Code(
+        ErrorCategory.SERVER_ERROR, "Miscellaneous error encountered while uploading one of the output files"
+    ),
+    UNKNOWN: Code(ErrorCategory.SERVER_ERROR, "What became of the task is not known"),
+}
+"""Every code that this version gives, with its category and message. Nobody else makes a failure."""
+
+Detail = tuple[str, str | None]
 
 _STOP_TEXTS: dict[StopReason, tuple[str, str]] = {
     StopReason.USER_TERMINATE: ("TaskTerminated", "The task was terminated by a user request"),
@@ -32,39 +74,65 @@ _STOP_TEXTS: dict[StopReason, tuple[str, str]] = {
     StopReason.NODE_REMOVED: ("NodeRemoved", "The compute node was removed from the pool"),
     StopReason.PREEMPTED: ("NodePreempted", "The compute node was preempted"),
     StopReason.DISK_PRESSURE: ("DiskPressure", "The compute node was running out of disk space"),
+    StopReason.DISK_BUDGET: (
+        "DiskBudgetExceeded",
+        "The task's directory grew beyond the space that a task may take",
+    ),
     StopReason.SUPERSEDED: ("Superseded", "Another execution of the task has taken its place"),
 }
 
 
-def _details(*pairs: tuple[str, str | None]) -> tuple[NameValuePair, ...]:
-    return tuple(NameValuePair(name=name, value=value) for name, value in pairs if value)
+_FOR_SPACE = frozenset({StopReason.DISK_PRESSURE, StopReason.DISK_BUDGET})
+_BY_NODE = _FOR_SPACE | {StopReason.WALL_CLOCK}
+"""Stops that nobody asked for: the node enforces a limit."""
 
 
-def exit_code_failure(exit_code: int, stderr_tail: str | None = None) -> FailureInfo:
-    """A process ended with a code other than 0; a negative code is the signal that ended it."""
-    signal_text = f"The task process was ended by signal {-exit_code}" if exit_code < 0 else None
-    return FailureInfo(
-        category=ErrorCategory.USER_ERROR,
-        code=EXIT_CODE,
-        message="The task exited with an exit code representing a failure",
-        details=_details(
-            ("Message", "The task process exited with an unexpected exit code"),
-            ("AdditionalErrorCode", EXIT_CODE),
-            ("ExitCode", str(exit_code)),
-            ("Signal", signal_text),
-            ("StandardError", stderr_tail),
-        ),
+def failure_of(code: str, *details: Detail) -> FailureInfo:
+    """Return the failure of a code of the table; details without a value are left out."""
+    fixed = CODES[code]
+    shown = tuple(NameValuePair(name=name, value=value) for name, value in details if value)
+    return FailureInfo(category=fixed.category, code=code, message=fixed.message, details=shown)
+
+
+def with_details(failure: FailureInfo, *details: Detail) -> FailureInfo:
+    """Return the failure with more evidence."""
+    more = tuple(NameValuePair(name=name, value=value) for name, value in details if value)
+    return failure.model_copy(update={"details": (*failure.details, *more)})
+
+
+def exit_code_failure(exit_code: int, stderr_tail: str | None = None, task_message: str | None = None) -> FailureInfo:
+    """A process ended with a code other than 0; a negative code is the signal that ended it.
+
+    `task_message` is what the task itself wrote to the file named by NODEAGENT_ERROR_FILE.
+    """
+    return failure_of(
+        EXIT_CODE,
+        ("Message", "The task process exited with an unexpected exit code"),
+        ("AdditionalErrorCode", EXIT_CODE),
+        ("ExitCode", str(exit_code)),
+        ("Signal", f"The task process was ended by signal {-exit_code}" if exit_code < 0 else None),
+        ("ErrorFile", task_message),
+        ("StandardError", stderr_tail),
     )
 
 
-def task_ended(reason: StopReason, stderr_tail: str | None = None) -> FailureInfo:
-    """An execution was ended on request or by a limit."""
+def task_ended(
+    reason: StopReason,
+    stderr_tail: str | None = None,
+    *,
+    task_message: str | None = None,
+    limit: str | None = None,
+) -> FailureInfo:
+    """An execution was ended on request or by a limit (`limit`: which, with its value); for space it is `DiskFull`."""
     additional_code, text = _STOP_TEXTS[reason]
-    return FailureInfo(
-        category=ErrorCategory.USER_ERROR,
-        code=TASK_ENDED,
-        message="The task was ended by user request",
-        details=_details(("Message", text), ("AdditionalErrorCode", additional_code), ("StandardError", stderr_tail)),
+    return failure_of(
+        DISK_FULL if reason in _FOR_SPACE else TASK_ENDED,
+        ("Message", text),
+        ("AdditionalErrorCode", additional_code),
+        ("StoppedBy", "node" if reason in _BY_NODE else "service"),
+        ("Limit", limit),
+        ("ErrorFile", task_message),
+        ("StandardError", stderr_tail),
     )
 
 
@@ -78,13 +146,8 @@ def launch_failure(number: int, *, path: str, cwd: str, user: str, hint: str | N
     if number == errno.ENOSPC:
         return disk_full(*evidence)
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return FailureInfo(
-            category=ErrorCategory.USER_ERROR,
-            code=PROGRAM_NOT_FOUND,
-            message="The specified command program is not found",
-            details=_details(*evidence),
-        )
-    return command_refused("The command could not be launched", *evidence)
+        return failure_of(PROGRAM_NOT_FOUND, *evidence)
+    return failure_of(LAUNCH_FAILED, *evidence)
 
 
 def preparation_failure(
@@ -94,12 +157,10 @@ def preparation_failure(
     evidence = (("Step", step), *_launch_evidence(number, path, cwd, user, hint))
     if number == errno.ENOSPC:
         return disk_full(*evidence)
-    return command_refused("The command could not be launched", *evidence)
+    return failure_of(LAUNCH_FAILED, *evidence)
 
 
-def _launch_evidence(
-    number: int, path: str, cwd: str, user: str, hint: str | None
-) -> tuple[tuple[str, str | None], ...]:
+def _launch_evidence(number: int, path: str, cwd: str, user: str, hint: str | None) -> tuple[Detail, ...]:
     return (
         ("Message", f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"),
         ("Path", path),
@@ -109,41 +170,27 @@ def _launch_evidence(
     )
 
 
-def command_refused(message: str, *evidence: tuple[str, str | None]) -> FailureInfo:
+def command_refused(reason: str, *evidence: Detail) -> FailureInfo:
     """The command was not launched at all: it cannot be split, its environment is circular, it was refused."""
-    return FailureInfo(
-        category=ErrorCategory.USER_ERROR, code=LAUNCH_FAILED, message=message, details=_details(*evidence)
-    )
+    return failure_of(LAUNCH_FAILED, ("Message", reason), *evidence)
 
 
-def disk_full(*evidence: tuple[str, str | None]) -> FailureInfo:
+def disk_full(*evidence: Detail) -> FailureInfo:
     """There was no space for the task's directory or files."""
-    return FailureInfo(
-        category=ErrorCategory.SERVER_ERROR,
-        code=DISK_FULL,
-        message="There is not enough disk space on the node that was selected to run the task",
-        details=_details(*evidence),
-    )
+    return failure_of(DISK_FULL, *evidence)
 
 
 def directory_failure(number: int, path: str) -> FailureInfo:
     """The task's directory could not be made: `number` is the errno."""
     evidence = (("Message", f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"), ("Path", path))
-    if number == errno.ENOSPC:
-        return disk_full(*evidence)
-    return FailureInfo(
-        category=ErrorCategory.SERVER_ERROR,
-        code=DIRECTORY_CREATE_FAILED,
-        message="Failure encountered creating resource directory for the task",
-        details=_details(*evidence),
-    )
+    return failure_of(DISK_FULL if number == errno.ENOSPC else DIRECTORY_CREATE_FAILED, *evidence)
 
 
-def internal_retries_reached(detail: str | None) -> FailureInfo:
-    """The task was recovered again and again, and its outcome was never known. `detail` is the last reason."""
-    return FailureInfo(
-        category=ErrorCategory.USER_ERROR,
-        code=INTERNAL_RETRIES_REACHED,
-        message="The maximum number of internal retries of the task has been reached",
-        details=_details(("Message", detail)),
-    )
+def recoveries_used_up(times: int, detail: str | None) -> FailureInfo:
+    """An execution was lost again and again; `detail` is what is known of the last time."""
+    return failure_of(RECOVERIES_USED_UP, ("Message", detail), ("Recoveries", str(times)))
+
+
+def not_handled(code: str, what: str) -> FailureInfo:
+    """The service asks for what this agent is too old to do; `code` is that of the step."""
+    return failure_of(code, ("Message", f"This version of the node's agent does not handle {what}"))

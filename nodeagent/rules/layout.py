@@ -41,6 +41,8 @@ class TaskPaths:
     stdout: Path
     stderr: Path
     certificates: Path
+    error_file: Path
+    """NODEAGENT_ERROR_FILE: where a task may say in its own words why it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +101,5 @@ def _task_paths(node_root: Path, job_id: str, task_id: str) -> TaskPaths:
         stdout=root / "stdout.txt",
         stderr=root / "stderr.txt",
         certificates=root / "certs",
+        error_file=root / "error.txt",
     )

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from nodeagent.model.enums import AutoUserScope, ElevationLevel
+from nodeagent.model.enums import ElevationLevel
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
 from nodeagent.model.pool import PoolCreate, StartTask
 from nodeagent.model.task import TaskCreate
-from nodeagent.model.values import UserIdentity
 
 Check = Callable[[Any], bool]
 
@@ -20,40 +19,26 @@ def _present(value: object) -> bool:
     return value not in (None, (), [])
 
 
-def _other_user(identity: UserIdentity | None) -> bool:
-    """Until accounts are made, every task runs as the agent's user: only the plain pool user is truthful."""
-    if identity is None:
-        return False
-    auto = identity.auto_user
-    return auto is None or auto.scope is not AutoUserScope.POOL or auto.elevation_level is not ElevationLevel.NON_ADMIN
-
-
 _ANY_TASK: dict[str, Check] = {
     "containerSettings": _present,
     "resourceFiles": _present,
-    "userIdentity": _other_user,
 }
 _TASK: dict[str, Check] = _ANY_TASK | {
     "outputFiles": _present,
     "applicationPackageReferences": _present,
     "authenticationTokenSettings": _present,
     "multiInstanceSettings": _present,
-    "exitConditions": _present,
     "affinityInfo": _present,
-    "dependsOn": _present,
 }
 _POOL: dict[str, Check] = {
     "enableAutoScale": bool,
     "startTask": _present,
     "applicationPackageReferences": _present,
     "mountConfiguration": _present,
-    "userAccounts": _present,
     "enableInterNodeCommunication": bool,
 }
 _JOB: dict[str, Check] = {
-    "usesTaskDependencies": bool,
     "allowTaskPreemption": bool,
-    "jobManagerTask": _present,
     "networkConfiguration": _present,
 }
 
@@ -81,6 +66,8 @@ def unsupported_job(job: JobCreate) -> list[str]:
         "jobPreparationTask": job.job_preparation_task,
         "jobReleaseTask": job.job_release_task,
     }
+    if job.job_manager_task is not None:
+        paths += _refused(job.job_manager_task, _TASK, "jobManagerTask.")
     for name, task in special.items():
         if task is not None:
             paths += _refused(task, _ANY_TASK, f"{name}.")
@@ -89,7 +76,15 @@ def unsupported_job(job: JobCreate) -> list[str]:
 
 def unsupported_pool(pool: PoolCreate) -> list[str]:
     """Return the JSON paths of a pool's properties that this version refuses."""
-    return _refused(pool, _POOL, "")
+    paths = _refused(pool, _POOL, "")
+    for number, account in enumerate(pool.user_accounts or ()):
+        where = f"userAccounts[{number}]"
+        if account.windows_user_configuration is not None:
+            paths.append(f"{where}.windowsUserConfiguration")
+        linux = account.linux_user_configuration
+        if linux is not None and linux.uid is not None and account.elevation_level is ElevationLevel.ADMIN:
+            paths.append(f"{where}.linuxUserConfiguration.uid")  # an administrator is uid 0
+    return paths
 
 
 def unsupported_start_task(task: StartTask) -> list[str]:

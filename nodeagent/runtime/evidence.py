@@ -5,6 +5,7 @@ released by the kernel, whatever the shim died of, and is inherited by a child u
 process of the attempt sits in its boundary and carries its marker.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -17,6 +18,10 @@ from nodeagent.shim import kernel, records
 from nodeagent.shim.records import ExitRecord, ShimRecord, Spec, StartedRecord, StopRecord, SweptRecord
 
 _LOCK_SECONDS = 10.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_SECONDS = 0.5
+_FULL_TRIES = 120
+"""How often, and how long apart, a record is tried again on a full disk, until the attempt counts as not settled."""
 
 
 def look(directory: str) -> Seen:
@@ -87,7 +92,7 @@ def _give_up(directory: str, attempt_id: str) -> Ended:
     """Leave a tombstone, under the lock: a shim that still had the request waiting for it will see it and refuse."""
     stop = records.read(directory, StopRecord)
     exited = ExitRecord(attempt_id, ended_at=time.time(), never_started=True, stop_reason=stop.reason if stop else None)
-    records.write(directory, exited, durable=True)
+    _write(directory, exited, durable=True)
     return Ended(exited, None)
 
 
@@ -111,10 +116,22 @@ def _sweep(directory: str, shim: ShimRecord) -> Ended | Lost:
         lost=exited is None,
     )
     if swept.remaining == 0:
-        records.write(directory, record, durable=spec.durability == "power")
+        _write(directory, record, durable=spec.durability == "power")
     if exited is not None:
         return Ended(exited, record)
     return _lost(directory, record)
+
+
+def _write(directory: str, record: ExitRecord | SweptRecord, *, durable: bool) -> None:
+    """Write a record; on a full disk wait until there is room. Blocks. Raises RuntimeFailure if there is none."""
+    for _ in range(_FULL_TRIES):
+        try:
+            return records.write(directory, record, durable=durable)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+        time.sleep(_FULL_SECONDS)  # this thread has nothing else to do
+    raise RuntimeFailure(f"{directory}/{record.FILE}.json: no space left on the device")
 
 
 def _lost(directory: str, swept: SweptRecord) -> Lost:

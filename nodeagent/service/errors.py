@@ -37,6 +37,7 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
         400,
         "The task has dependencies, but usesTaskDependencies is not set to true on the job.",
     ),
+    "TaskDependencyListTooLong": (400, "The ids in the list of the task's dependencies are too long."),
     "ConditionNotMet": (412, "The condition specified using HTTP conditional header(s) is not met."),
     "InvalidPropertyValue": (
         400,

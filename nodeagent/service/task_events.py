@@ -7,13 +7,14 @@ from nodeagent.model.events import (
     EndExecutionInfo,
     EventConstraints,
     EventNodeInfo,
+    EventOwn,
     EventSchedulingError,
     StartExecutionInfo,
     TaskEndEvent,
     TaskStartEvent,
 )
 from nodeagent.model.failure import FailureInfo
-from nodeagent.model.protocol import AttemptKind
+from nodeagent.model.protocol import AttemptKind, Statistics
 from nodeagent.model.task import TaskExecutionInfo
 from nodeagent.service.store import events
 from nodeagent.service.store.database import Transaction
@@ -41,8 +42,16 @@ def started(tx: Transaction, job: JobRow, task: TaskRow, node: TaskNode, now: da
     events.add(tx, "TaskStartEvent", event, now)
 
 
-def ended(tx: Transaction, job: JobRow, task: TaskRow, execution: TaskExecutionInfo, now: datetime) -> None:
-    """Tell that a task has completed, and, if it failed, that too.
+def ended(
+    tx: Transaction,
+    job: JobRow,
+    task: TaskRow,
+    execution: TaskExecutionInfo,
+    now: datetime,
+    *,
+    statistics: Statistics | None,
+) -> None:
+    """Tell that a task has completed, and, if it failed, that too; with what its last execution used, if known.
 
     A task that never had a node shows a blank node id, as Batch does.
     """
@@ -67,6 +76,7 @@ def ended(tx: Transaction, job: JobRow, task: TaskRow, execution: TaskExecutionI
             result=_RESULTS[result],
             scheduling_error=_error(execution.failure_info),
         ),
+        nodeagent=None if statistics is None else EventOwn(statistics=statistics),
     )
     events.add(tx, "TaskCompleteEvent", event, now)
     if result is ExecutionResult.FAILURE:

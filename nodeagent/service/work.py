@@ -1,7 +1,10 @@
 """What a node is told to execute, merged from job and task. Pure."""
 
+from collections.abc import Iterable
+
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
-from nodeagent.model.protocol import Work, WorkConstraints
+from nodeagent.model.pool import LinuxUserConfiguration, UserAccount
+from nodeagent.model.protocol import NamedUser, Work, WorkConstraints
 from nodeagent.model.task import TaskConstraints, TaskCreate
 from nodeagent.model.values import DEFAULT_USER_IDENTITY, EnvironmentSetting
 
@@ -62,6 +65,15 @@ def of_release(job: JobCreate, task: JobReleaseTask) -> Work:
         container_settings=task.container_settings,
         resource_files=task.resource_files or (),
     )
+
+
+def named_user(accounts: Iterable[UserAccount], name: str) -> NamedUser | None:
+    """Return what a node is told of a user account of its pool: no password, no key."""
+    for account in accounts:
+        if account.name == name:
+            linux = account.linux_user_configuration or LinuxUserConfiguration()
+            return NamedUser(name=name, elevation_level=account.elevation_level, uid=linux.uid, gid=linux.gid)
+    return None
 
 
 def task_of_manager(manager: JobManagerTask) -> TaskCreate:

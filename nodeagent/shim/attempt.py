@@ -119,6 +119,7 @@ class _Attempt:
         self._task = 0
         self._started_at: float | None = None
         self._ended: tuple[int, Any] | None = None
+        self._killed = 0
 
     def run(self) -> bool:
         """From here to the last record. True if nothing is left below this process."""
@@ -239,7 +240,7 @@ class _Attempt:
             kernel.send(pid, ticks, signal.SIGTERM)
 
     def _kill(self) -> None:
-        kernel.sweep(self._spec.boundary, self._below, "children")
+        self._killed += kernel.sweep(self._spec.boundary, self._below, "children").killed
 
     def _ending(self) -> dict[str, Any]:
         return {
@@ -259,7 +260,7 @@ class _Attempt:
             else:
                 swept = kernel.sweep(self._spec.boundary, self._below, "children")
                 childless = self._childless()
-            self._record(SweptRecord(self._spec.attempt_id, swept.killed, swept.remaining, swept.how))
+            self._record(SweptRecord(self._spec.attempt_id, self._killed + swept.killed, swept.remaining, swept.how))
             hit("after_sweep")
         drained = [pump.finish(seconds=5.0) for pump in self._pumps]
         return childless and all(drained)

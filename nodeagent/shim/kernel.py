@@ -6,6 +6,7 @@ A boundary is a dict that is recorded before anything runs in it, so that whoeve
     marker  /root/session/attempt: each process of the attempt carries it as NODEAGENT_BOUNDARY
     path    the cgroup's directory (cgroup kinds)
     home    the cgroup in which shims sit, a sibling: a shim's memory is never charged to a task (cgroup kinds)
+    memory, cpu, pids   the cgroup that limits it by this controller, `path` or one of another hierarchy (if limited)
 
 A process is never known by its pid alone, but by pid and start ticks, or by a pidfd that was checked against them.
 """
@@ -27,6 +28,7 @@ from nodeagent.shim.records import Sweep
 ATTEMPT_VARIABLE = "NODEAGENT_ATTEMPT"
 BOUNDARY_VARIABLE = "NODEAGENT_BOUNDARY"
 KINDS = ("cgroup2", "cgroup1", "process_group")
+LIMITING = ("memory", "cpu", "pids")
 
 # gone while we looked (a process: ESRCH; a cgroup: ENODEV), or of a user whom we may not look at
 _NOT_OURS = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EACCES, errno.EPERM}
@@ -116,6 +118,17 @@ def enter(path: str) -> None:
         os.write(file, b"0")
     finally:
         os.close(file)
+
+
+def is_limited(boundary: Boundary) -> bool:
+    """Whether a cgroup limits the boundary."""
+    return any(name in boundary for name in LIMITING)
+
+
+def limiting_cgroups(boundary: Boundary) -> list[str]:
+    """The cgroups beside `path` that a process of the boundary has to be in."""
+    found = {boundary[name] for name in LIMITING if name in boundary}
+    return sorted(found - {boundary.get("path", "")})
 
 
 def members(boundary: Boundary) -> Found:
@@ -221,6 +234,18 @@ def sweep(boundary: Boundary, others: Callable[[], Found], proof: str, seconds: 
         _await_deaths(boundary, round_, end)
         killed |= round_
     return Sweep(killed=len(killed), remaining=len(found), how=f"{boundary['kind']}+{proof}")
+
+
+def pause(boundary: Boundary, seconds: float) -> int:
+    """SIGSTOP whatever lives in the boundary until a look finds nobody new; how many. Blocks."""
+    others = Strangers(boundary["marker"], None)
+    return len(_stop_all(lambda: members(boundary) | others(), time.monotonic() + seconds))
+
+
+def resume(boundary: Boundary) -> None:
+    """SIGCONT whatever lives in the boundary. Blocks."""
+    for pid, ticks in (members(boundary) | Strangers(boundary["marker"], None)()).items():
+        send(pid, ticks, signal.SIGCONT)
 
 
 def sweep_strangers(boundary: Boundary, leader: tuple[int, int] | None = None, seconds: float = 10.0) -> Sweep:

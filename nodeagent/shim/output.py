@@ -7,10 +7,13 @@ shim the last bytes are on disk; at the end the ring is put in order, with a lin
 # ruff: noqa: PTH123
 # plain strings: a shim is kept small and fast, and pathlib is neither
 
+import errno
 import os
 import threading
 
 from nodeagent.shim.records import OutputCap
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CappedFile:
@@ -22,6 +25,8 @@ class CappedFile:
         self._cap = cap
         self.written = 0
         """Bytes taken so far."""
+        self.dropped = False
+        """The disk was full, so that bytes which should have been kept are not."""
 
     def take(self, data: bytes) -> None:
         """Keep what must be kept of `data`. Raises OSError."""
@@ -46,7 +51,7 @@ class CappedFile:
         """Put the ring in order and close the file."""
         head, tail = self._cap.head_bytes, self._cap.tail_bytes
         omitted = self.written - head - tail
-        if omitted > 0:
+        if omitted > 0 and not self.dropped:
             ring = os.pread(self._file, tail, head)
             at = (self.written - head) % tail if tail else 0
             note = f"\n[{omitted} bytes left out: the output is capped]\n".encode()
@@ -55,7 +60,13 @@ class CappedFile:
 
     def _put(self, data: bytes, offset: int) -> None:
         while data:
-            done = os.pwrite(self._file, data, offset)
+            try:
+                done = os.pwrite(self._file, data, offset)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.dropped = True  # the task goes on: its output is no reason to end it
+                return
             data, offset = data[done:], offset + done
 
 

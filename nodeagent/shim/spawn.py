@@ -1,8 +1,9 @@
 """Starting the task's first process, and telling exactly why it could not be started.
 
 Two ways. As the shim's own user: the shim puts on the task's directory, limits and cgroup, calls `posix_spawn` (which
-does not copy the address space) and takes them off again; the child is born inside. As another user: a plain `fork`,
-because privileges have to be dropped between fork and exec; cheap enough while the shim is small.
+does not copy the address space) and takes them off again; the child is born inside. As another user, or under limits: a
+plain `fork`, because privileges have to be dropped between fork and exec, and no shim should be found in a cgroup in
+which the kernel may kill or throttle; cheap enough while the shim is small.
 """
 
 # ruff: noqa: PTH112, PTH113, PTH118, PTH123
@@ -23,6 +24,9 @@ from nodeagent.shim.records import ExecError, Spec
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that the shim ignores (a unit that is stopped signals all its processes) and that a task must not."""
 
+
+_ELF_MACHINES = {3: "i386", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+"""What e_machine of an ELF header means (elf.h), for those one meets."""
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
@@ -55,7 +59,7 @@ def step(name: str, path: str) -> Iterator[None]:
 def spawn(spec: Spec, output: int, errors: int) -> int:
     """Start the command with these two files as stdout and stderr; its pid. Raises ExecFailed."""
     try:
-        if _is_somebody_else(spec):
+        if _is_somebody_else(spec) or kernel.is_limited(spec.boundary):
             return _fork_as_user(spec, output, errors)
         return _spawn_as_self(spec, output, errors)
     except Step as failed:
@@ -65,16 +69,23 @@ def spawn(spec: Spec, output: int, errors: int) -> int:
 def open_output(path: str, name: str, spec: Spec) -> int:
     """Create an output file of the task, owned by its user. Raises ExecFailed with step `name`.
 
-    Opened for appending, so that stdout and stderr may be one file; not with a cap, which writes at offsets.
+    Opened for appending, so that stdout and stderr may be one file; not with a cap, which writes at offsets. The
+    directory is the user's, who may have put a link to somebody else's file there: that one is left alone.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    user = spec.user if _is_somebody_else(spec) else None
     if spec.output_cap is None:
         flags |= os.O_APPEND
+    if user is None:
+        flags |= os.O_TRUNC
     try:
         with step(name, path):
             file = os.open(path, flags, 0o644)
-            if spec.user is not None and _is_somebody_else(spec):
-                os.fchown(file, spec.user.uid, spec.user.gid)
+            if user is not None:
+                if os.fstat(file).st_nlink > 1:
+                    raise OSError(errno.EMLINK, "")
+                os.ftruncate(file, 0)
+                os.fchown(file, user.uid, user.gid)
             return file
     except Step as failed:
         raise ExecFailed(_exec_error(spec, failed.step, failed.path, failed.number)) from failed
@@ -160,6 +171,8 @@ def _become_task(spec: Spec, output: int, errors: int, tell: int) -> NoReturn:
         with step("boundary", spec.boundary.get("path", "")):
             if "path" in spec.boundary:
                 kernel.enter(spec.boundary["path"])
+            for path in kernel.limiting_cgroups(spec.boundary):
+                kernel.enter(path)
         _limit(spec)
         with step("stdio", "/dev/null"):
             for source, target in ((os.open("/dev/null", os.O_RDONLY), 0), (output, 1), (errors, 2)):
@@ -266,11 +279,26 @@ def _hint(spec: Spec, name: str, path: str, number: int) -> str:
         return _hint_absent(spec, path)
     if number == errno.EACCES and os.path.isdir(path):
         return "this is a directory"
+    if number == errno.ENOEXEC:
+        return _hint_format(path)
     return {
         errno.EACCES: "the file is not executable for this user, or lies on a file system mounted noexec",
-        errno.ENOEXEC: "neither a program for this machine nor a script that begins with #!",
         errno.E2BIG: "the command line and the environment together are longer than this system allows",
     }.get(number, "")
+
+
+def _hint_format(path: str) -> str:
+    """The kernel knows no way to run the file: a program for another machine says so in its header."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(20)
+    except OSError:
+        head = b""
+    if len(head) < 20 or not head.startswith(b"\x7fELF"):
+        return "neither a program for this machine nor a script that begins with #!"
+    number = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+    built_for = _ELF_MACHINES.get(number, f"ELF machine {number}")
+    return f"a program for {built_for}, and this machine is {os.uname().machine}"
 
 
 def _hint_absent(spec: Spec, path: str) -> str:
@@ -278,7 +306,8 @@ def _hint_absent(spec: Spec, path: str) -> str:
         with open(path, "rb") as file:
             first = file.readline(256)
         if first.startswith(b"#!"):
-            return f"its interpreter {first[2:].decode(errors='replace').split()[:1]} does not exist"
+            named = first[2:].decode(errors="replace").split()
+            return f"its interpreter {named[0] if named else ''} does not exist"
         return "its dynamic loader does not exist"
     if "/" in spec.argv[0]:
         return "there is no such file; relative paths start at the working directory"

@@ -39,6 +39,7 @@ from nodeagent.model.protocol import (
     Reports,
     ReportsAnswer,
     ReturnReason,
+    Statistics,
     StopAttempt,
     StopReason,
     Transition,
@@ -46,7 +47,7 @@ from nodeagent.model.protocol import (
 from nodeagent.model.times import format_time, http_date, utc_now
 from nodeagent.rules.command_line import split
 from nodeagent.rules.environment import NodeFacts, task_environment
-from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.rules.failures import exit_code_failure, launch_failure, task_ended
 from nodeagent.rules.layout import NodeLayout, TaskPaths, task_directory
 
 TOKEN = "the token of the scripted node's files"
@@ -202,7 +203,9 @@ class ScriptedNode:
 
     async def _may_start(self, attempt: Attempt) -> bool:
         gate = attempt.assignment.preparation
-        if gate is not None and (preparation := self._attempts.get(gate.attempt_id)) is not None:
+        if gate is None or not gate.wait_for_success:
+            return attempt.stop_reason is None
+        if (preparation := self._attempts.get(gate.attempt_id)) is not None:
             await preparation.ended.wait()
             return preparation.succeeded and attempt.stop_reason is None
         return attempt.stop_reason is None
@@ -214,15 +217,18 @@ class ScriptedNode:
         attempt.started = utc_now()
         await self._report(attempt, Transition.RUNNING)
         with paths.stdout.open("wb") as stdout, paths.stderr.open("wb") as stderr:
-            attempt.process = await asyncio.create_subprocess_exec(
-                *split(assignment.work.command_line),
-                cwd=paths.wd,
-                env=self._environment(assignment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
+            try:
+                attempt.process = await asyncio.create_subprocess_exec(
+                    *split(assignment.work.command_line),
+                    cwd=paths.wd,
+                    env=self._environment(assignment),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return _not_launched(assignment, paths, error)
             if attempt.stop_reason is not None:
                 _kill(attempt)
             exit_code = await attempt.process.wait()
@@ -272,6 +278,12 @@ def _kill(attempt: Attempt) -> None:
             os.killpg(attempt.process.pid, signal.SIGKILL)
 
 
+def _not_launched(assignment: Assignment, paths: TaskPaths, error: OSError) -> Outcome:
+    program = split(assignment.work.command_line)[0]
+    failure = launch_failure(error.errno or 0, path=program, cwd=str(paths.wd), user="nobody")
+    return Outcome(result=ExecutionResult.FAILURE, end_time=utc_now(), failure_info=failure)
+
+
 def _outcome(attempt: Attempt, exit_code: int, paths: TaskPaths) -> Outcome:
     failure = None
     if attempt.stop_reason is not None:
@@ -284,6 +296,21 @@ def _outcome(attempt: Attempt, exit_code: int, paths: TaskPaths) -> Outcome:
         exit_code=exit_code,
         failure_info=failure,
         stop_reason=attempt.stop_reason,
+        statistics=_statistics(attempt),
+    )
+
+
+def _statistics(attempt: Attempt) -> Statistics | None:
+    """A try is as long as it was; all else that a real node measures is a number that a test can know."""
+    if attempt.started is None:
+        return None
+    return Statistics(
+        wall_clock_seconds=(utc_now() - attempt.started).total_seconds(),
+        user_cpu_seconds=0.25,
+        kernel_cpu_seconds=0.125,
+        peak_memory_bytes=1 << 20,
+        read_bytes=512,
+        write_bytes=1 << 29,
     )
 
 

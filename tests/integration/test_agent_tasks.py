@@ -175,7 +175,7 @@ async def test_settings_that_refer_to_each_other_in_a_circle_fail_the_task(
     outcome = outcome_of(await service.terminal("a1"))
 
     assert outcome.failure_info is not None
-    assert "circle" in outcome.failure_info.message
+    assert "circle" in outcome.failure_info.to_json()
 
 
 async def test_a_stop_ends_the_whole_tree(service: ScriptedService, root: Path) -> None:

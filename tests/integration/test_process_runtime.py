@@ -299,6 +299,20 @@ async def test_another_user_gets_exactly_its_identity(node: Node) -> None:
     assert (owner.st_uid, owner.st_gid) == (12345, 23456)
 
 
+@pytest.mark.skipif(not ROOT, reason="becoming another user needs root")
+async def test_a_file_linked_into_the_place_of_the_output_is_left_alone(node: Node) -> None:
+    """The directory is the user's: what it has linked there is neither emptied nor given to it."""
+    attempt_id = node.prepare("/bin/true", user=User(12345, 12345))
+    treasure = node.folder / "treasure"
+    treasure.write_text("precious")
+    (node.directory(attempt_id) / "stdout.txt").hardlink_to(treasure)
+    opened_up(node.folder)
+    error = (await node.run(attempt_id)).exit.exec_error
+    assert error is not None
+    assert (error.step, error.errno) == ("stdout", errno.EMLINK)
+    assert (treasure.read_text(), treasure.stat().st_uid) == ("precious", 0)
+
+
 # what a task leaves behind
 
 ESCAPEE = (

@@ -305,7 +305,7 @@ async def test_a_collection_has_an_outcome_for_each_task(wire: Wire) -> None:
         "TaskIdSameAsJobReleaseTask",
         "MissingRequiredProperty",
         "InvalidPropertyValue",
-        "UnsupportedProperty",
+        "TaskDependenciesNotSpecifiedOnJob",
         "MissingRequiredProperty",
     ]
     assert set(value[1]["error"]["message"]) == {"lang", "value"}

@@ -43,6 +43,7 @@ class Halves:
                 "--pool=p",
                 "--node=n",
                 "--slots=1",
+                "--accounts=none",  # a test's folder is closed to other users
                 f"--state-dir={self.folder}/state",
                 f"--root={self.folder}/root",
                 f"--node-key-file={self.folder}/service/node.key",

@@ -99,7 +99,10 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     connection.close()
 
-    with pytest.raises(NewerStateError, match=r"agent\.db has layout 2, this version of nodeagent knows 1"):
+    known = len(MIGRATIONS)
+    with pytest.raises(
+        NewerStateError, match=rf"agent\.db has layout {known + 1}, this version of nodeagent knows {known}"
+    ):
         await Database(tmp_path / "agent.db").open()
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from nodeagent.agent import safe_paths, trees
 from nodeagent.agent.directories import Directories, directory_of
-from nodeagent.agent.endings import tail
 from nodeagent.agent.errors import AddressInUseError, UnwritableError
 from nodeagent.agent.file_server import FileServer
 from nodeagent.agent.safe_paths import NotThereError
+from nodeagent.agent.task_words import error_message, stderr_tail
 from nodeagent.rules.layout import NodeLayout, TaskPaths
 
 
@@ -349,7 +349,7 @@ def test_the_tail_of_a_file_is_its_last_four_kibibytes(tmp_path: Path) -> None:
     """As text, whatever is in it."""
     path = tmp_path / "stderr.txt"
     path.write_bytes(b"x" * 10_000 + b"\xff\0end\n")
-    found = tail(path)
+    found = stderr_tail(path)
 
     assert found is not None
     assert found.endswith("\ufffd\ufffdend")
@@ -364,4 +364,18 @@ async def test_the_tail_of_a_pipe_or_a_link_is_nothing(tmp_path: Path) -> None:
 
     async with asyncio.timeout(5):
         for name in ("link", "pipe", "missing", "."):
-            assert await asyncio.to_thread(tail, tmp_path / name) is None
+            assert await asyncio.to_thread(stderr_tail, tmp_path / name) is None
+
+
+def test_the_tasks_own_message_is_its_first_two_kibibytes(tmp_path: Path) -> None:
+    """A longer one is cut; an empty one, a link and somebody else's file under a second name are none."""
+    path = tmp_path / "error.txt"
+    assert error_message(path) is None
+    path.write_text("  \n")
+    assert error_message(path) is None
+    path.write_text("m" * 5000)
+    assert error_message(path) == "m" * 2048
+    (tmp_path / "link").symlink_to(path)
+    assert error_message(tmp_path / "link") is None
+    (tmp_path / "other").hardlink_to(path)
+    assert error_message(path) is None

@@ -18,6 +18,8 @@ from nodeagent.rules.layout import NodeLayout
 from nodeagent.runtime.base import Ended
 from nodeagent.shim.records import ExecError, ExitRecord, SweptRecord
 
+NOWHERE = NodeLayout(Path("/nonexistent")).task("j", "t")
+
 
 class SlowDatabase:
     """A database whose commits end when the test says so."""
@@ -52,6 +54,7 @@ async def test_a_stop_that_comes_while_the_end_is_stored_does_not_swallow_the_re
         tools: Any = SimpleNamespace(
             database=database,
             reporter=told,
+            accounts=SimpleNamespace(release=lambda _: None),
             runtime=runtime,
             tasks=tasks,
             now=utc_now,
@@ -60,7 +63,7 @@ async def test_a_stop_that_comes_while_the_end_is_stored_does_not_swallow_the_re
         runner = AttemptRunner(cast("Tools", tools), new_attempt(task("a1", "true")), task("a1", "true"))
         runner.apply(Accepted())
         runner.apply(Launched())
-        end = event_of(ended, Path("/nonexistent"), "user")
+        end = event_of(ended, NOWHERE, "user")
         storing = tasks.create_task(runner.feed(end))  # as its own driver does after the wait
         runner._driver = cast("asyncio.Task[None]", storing)
         await database.asked.wait()
@@ -77,7 +80,7 @@ def test_a_working_directory_that_is_gone_is_no_missing_program() -> None:
     """ENOENT of another step than the execution is told as a failed launch, with the step."""
     error = ExecError(errno=2, strerror="No such file", step="chdir", path="/r/wd", cwd="/r/wd", user=None, hint="")
     record = ExitRecord("a1", 2.0, exec_error=error)
-    event = event_of(Ended(record, SweptRecord("a1", 0, 0, "test")), Path("/nonexistent"), "user")
+    event = event_of(Ended(record, SweptRecord("a1", 0, 0, "test")), NOWHERE, "user")
     failure = getattr(event, "failure", None)
     assert failure is not None
     assert failure.code == "CommandLaunchFailed"

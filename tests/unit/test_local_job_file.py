@@ -170,3 +170,26 @@ def test_any_yaml_is_read_or_told(tmp_path_factory: pytest.TempPathFactory, text
         load(file, pool_id="local")
     except JobFileError as error:
         assert error.problems  # noqa: PT017 - both ways are right
+
+
+def test_dependencies_and_actions_need_a_job_that_takes_them(tmp_path: Path) -> None:
+    """Told with their place in the file, before anything is started."""
+    text = """\
+id: j
+tasks:
+  - id: a
+    commandLine: x
+    dependsOn: {taskIds: [b]}
+  - id: b
+    commandLine: x
+    exitConditions:
+      exitCodes:
+        - {code: 3, exitOptions: {jobAction: terminate}}
+"""
+    waits, acts = problems(tmp_path, text, "job.yaml")
+    assert waits.endswith("tasks[0].dependsOn: needs usesTaskDependencies: true of the job")
+    assert acts.startswith("10:")
+    assert "tasks[1].exitConditions.exitCodes[0].exitOptions.jobAction: the job's onTaskFailure is noaction" in acts
+    path = tmp_path / "job.yaml"
+    path.write_text(f"usesTaskDependencies: true\nonTaskFailure: performExitOptionsJobAction\n{text}")
+    assert len(load(path, pool_id="p").tasks) == 2

@@ -20,7 +20,7 @@ from nodeagent.service.rest.error_body import error_body
 from nodeagent.service.rest.paging import decode_token, encode_token, next_link
 from nodeagent.service.rest.query import Query
 from nodeagent.service.rest.router import Router
-from nodeagent.service.rest.select import check_expand, parse_select, select
+from nodeagent.service.rest.select import expands_stats, parse_select, select
 from nodeagent.service.rest.shapes.entity import without_secrets
 from nodeagent.service.rest.validate import json_object, parse, refuse_unsupported
 from nodeagent.service.rest.versions import KNOWN_VERSIONS, has_nested_task_counts
@@ -182,8 +182,9 @@ def test_select_keeps_what_was_asked_for() -> None:
 
 def test_only_stats_can_be_expanded() -> None:
     """`$expand=stats` is accepted, all else refused."""
-    check_expand(Query("$expand=stats"))
-    assert refusal_of(check_expand, Query("$expand=tasks")).code == "InvalidQueryParameterValue"
+    assert expands_stats(Query("$expand=stats"))
+    assert not expands_stats(Query("$select=id"))
+    assert refusal_of(expands_stats, Query("$expand=tasks")).code == "InvalidQueryParameterValue"
 
 
 MODIFIED = datetime(2026, 1, 2, 3, 4, 5, 600_000, tzinfo=UTC)

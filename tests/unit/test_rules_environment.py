@@ -66,6 +66,7 @@ def test_a_user_task_sees_the_documented_variables() -> None:
         "AZ_BATCH_TASK_USER_IDENTITY": "PoolNonAdmin",
         "AZ_BATCH_TASK_RESERVED_EPHEMERAL_DISK_SPACE_BYTES": "1000000",
         "AZ_BATCH_RESERVED_DISK_SPACE_BYTES": "1000000",
+        "NODEAGENT_ERROR_FILE": "/r/tasks/workitems/j/job-1/t/error.txt",
         "AZ_BATCH_JOB_ID": "j",
         "AZ_BATCH_TASK_ID": "t",
     }

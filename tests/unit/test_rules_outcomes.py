@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from nodeagent.model.enums import DependencyAction, ExecutionResult, JobAction
+from nodeagent.model.job import JobCreate
 from nodeagent.model.protocol import Outcome, StopReason
 from nodeagent.model.task import (
     ExitCodeMapping,
@@ -12,9 +13,7 @@ from nodeagent.model.task import (
     ExitConditions,
     ExitOptions,
     TaskCreate,
-    TaskDependencies,
     TaskExecutionInfo,
-    TaskIdRange,
 )
 from nodeagent.model.times import utc_now
 from nodeagent.rules import command_line, dependencies, exit_conditions, failures, supported
@@ -79,8 +78,8 @@ def test_launch_failures_tell_programs_from_permissions_and_disks() -> None:
 def test_every_stop_reason_has_its_words(reason: StopReason) -> None:
     """Each reason is told with the additional code that names it."""
     failure = failures.task_ended(reason)
-    assert failure.code == "TaskEnded"
-    assert {"Message", "AdditionalErrorCode"} == {item.name for item in failure.details}
+    assert failure.code == ("DiskFull" if "disk" in reason else "TaskEnded")
+    assert {"Message", "AdditionalErrorCode", "StoppedBy"} == {item.name for item in failure.details}
 
 
 def test_exit_conditions_go_from_code_to_range_to_class_to_default() -> None:
@@ -101,16 +100,28 @@ def test_exit_conditions_go_from_code_to_range_to_class_to_default() -> None:
     assert exit_conditions.job_action(None, result=OK) is JobAction.NONE
 
 
-def test_dependencies_name_ids_and_ranges() -> None:
-    """Ids are compared without case; ranges see integers, leading zeros ignored."""
-    wanted = TaskDependencies(task_ids=("A",), task_id_ranges=(TaskIdRange(start=9, end=12),))
-    assert dependencies.dependency_ids(wanted) == {"a"}
-    assert dependencies.in_ranges(wanted, "010")
-    assert not dependencies.in_ranges(wanted, "13")
-    assert not dependencies.in_ranges(wanted, "x9")
+def test_a_task_that_was_ended_has_failed_with_the_exit_code_that_the_kernel_gave_it() -> None:
+    """Its code may be listed; an exit code of 0 after SIGTERM is no success of its own, so `default` covers it."""
+    conditions = ExitConditions(
+        exit_codes=(
+            ExitCodeMapping(code=-15, exit_options=DISABLE),
+            ExitCodeMapping(code=0, exit_options=SATISFY),
+        ),
+        default=TERMINATE,
+    )
+    ended = failures.task_ended(StopReason.WALL_CLOCK)
+    assert exit_conditions.options_for(conditions, exit_code=-15, failure=ended) is DISABLE
+    assert exit_conditions.options_for(conditions, exit_code=0, failure=ended) is TERMINATE
+    assert exit_conditions.options_for(conditions, exit_code=None, failure=ended) is TERMINATE
+
+
+def test_a_success_or_what_the_exit_options_say_satisfies_dependents() -> None:
+    """Without options, success satisfies and all else blocks."""
     assert dependencies.satisfies(TaskExecutionInfo(result=OK), None, None)
     assert not dependencies.satisfies(TaskExecutionInfo(result=FAILED), None, None)
     assert dependencies.satisfies(TaskExecutionInfo(result=FAILED), ExitConditions(default=SATISFY), SATISFY)
+    blocks = ExitOptions(dependency_action=DependencyAction.BLOCK)
+    assert not dependencies.satisfies(TaskExecutionInfo(result=OK), ExitConditions(default=blocks), blocks)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +148,20 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     """A property of a later version is named, and a plain task passes."""
     plain = TaskCreate.model_validate({"id": "t", "commandLine": "x", "userIdentity": {"autoUser": {}}})
     assert supported.unsupported_task(plain) == []
-    admin = {"autoUser": {"elevationLevel": "admin"}}
+    references = [{"applicationId": "a"}]
     fancy = TaskCreate.model_validate(
-        {"id": "t", "commandLine": "x", "containerSettings": {"imageName": "i"}, "userIdentity": admin}
+        {
+            "id": "t",
+            "commandLine": "x",
+            "containerSettings": {"imageName": "i"},
+            "applicationPackageReferences": references,
+        }
     )
-    assert supported.unsupported_task(fancy) == ["containerSettings", "userIdentity"]
+    assert supported.unsupported_task(fancy) == ["containerSettings", "applicationPackageReferences"]
+
+
+def test_what_is_not_built_is_refused_of_a_job_manager_too() -> None:
+    """Its properties are those of a task, under its own name."""
+    manager = {"id": "m", "commandLine": "x", "outputFiles": [], "containerSettings": {"imageName": "i"}}
+    job = JobCreate.model_validate({"id": "j", "poolInfo": {"poolId": "p"}, "jobManagerTask": manager})
+    assert supported.unsupported_job(job) == ["jobManagerTask.containerSettings"]

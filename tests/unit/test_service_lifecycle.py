@@ -1,12 +1,8 @@
 """Jobs, tasks and nodes through every order of events: counts, slots and ends hold (design.md §8)."""
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nodeagent.model.enums import (
+    DependencyAction,
     DisableTasks,
     ExecutionResult,
     JobAction,
@@ -23,322 +20,42 @@ from nodeagent.model.enums import (
     OnTaskFailure,
     TaskState,
 )
-from nodeagent.model.job import (
-    JobConstraints,
-    JobCreate,
-    JobManagerTask,
-    JobPatch,
-    JobPreparationTask,
-    JobReleaseTask,
-    PoolInfo,
-)
+from nodeagent.model.job import JobConstraints, JobManagerTask, JobPatch
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
     EndJobSession,
-    FileServer,
-    Heartbeat,
-    NodeMessage,
-    NumberedMessage,
-    Outcome,
-    Register,
     RemoveFiles,
     Report,
     ReportStatus,
     ReturnReason,
-    StopAttempt,
-    StopReason,
     Transition,
 )
-from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, TaskCreate
-from nodeagent.rules.failures import exit_code_failure, task_ended
+from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, TaskCreate, TaskDependencies
 from nodeagent.rules.retry import MAX_INTERNAL_RETRIES
 from nodeagent.service.background import ClockWatch
 from nodeagent.service.errors import BatchError
-from nodeagent.service.lifecycle import deadlines, jobs, nodes, placement, pools, tasks
-from nodeagent.service.lifecycle.names import SCHEDULE
-from nodeagent.service.lifecycle.reports import apply_report
-from nodeagent.service.store import counts, job_nodes, messages
+from nodeagent.service.lifecycle import deadlines, jobs, nodes, pools, tasks
+from nodeagent.service.store import counts, job_nodes
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store import nodes as node_rows
 from nodeagent.service.store import tasks as task_rows
-from nodeagent.service.store.database import Connection, Transaction
+from nodeagent.service.store.database import Transaction
+from tests.unit.service_world import (
+    LEASE,
+    POOL,
+    PREPARATION,
+    RELEASE,
+    START,
+    FakeNode,
+    Running,
+    World,
+    ignore,
+    job_spec,
+)
 
-T = TypeVar("T")
-START = datetime(2026, 1, 1, tzinfo=UTC)
-LEASE = timedelta(seconds=60)
-POOL = "pool"
-
-
-class Store:
-    """A store without threads, whose clock only moves when it is told to."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self.now = START
-        self.connection = Connection(
-            Path(self._folder.name) / "service.db",
-            synchronous="normal",
-            hooks={SCHEDULE: lambda tx: _ignore(placement.place_tasks(tx, self.now))},
-        )
-        self.connection.migrate()
-
-    def do(self, function: Callable[[Transaction], T]) -> T:
-        """Run a function in a transaction of its own, a little later than the one before."""
-        self.now += timedelta(milliseconds=1)
-        values: list[T] = []
-        outcomes, _ = self.connection.commit([lambda tx: values.append(function(tx))])
-        if outcomes[0].error is not None:
-            raise outcomes[0].error
-        return values[0]
-
-    def close(self) -> None:
-        """Close the store and remove its folder."""
-        self.connection.close()
-        self._folder.cleanup()
-
-
-def _ignore(_: object) -> None:
-    return None
-
-
-@dataclass
-class Running:
-    """An attempt at a node."""
-
-    assignment: Assignment
-    seq: int = 0
-    running: bool = False
-    stop: StopReason | None = None
-
-
-@dataclass
-class FakeNode:
-    """An agent without processes: it does what the protocol asks, when the test lets it."""
-
-    store: Store
-    id: str
-    slots: int
-    epoch: int = 1
-    boot: int = 1
-    cursor: int = 0
-    live: dict[str, Running] = field(default_factory=dict)
-    prepared: dict[str, ExecutionResult] = field(default_factory=dict)
-    ended: dict[str, tuple[Report, ...]] = field(default_factory=dict)
-    seen: list[NodeMessage] = field(default_factory=list)
-
-    def register(self) -> None:
-        """Register as an agent does at its start."""
-        call = Register(
-            node_id=self.id,
-            epoch=self.epoch,
-            pool_id=POOL,
-            instance_id=f"{self.id}-{self.epoch}",
-            boot_id=f"boot-{self.boot}",
-            boot_time=START,
-            slots=self.slots,
-            cores=1,
-            agent_version="0",
-            hostname="h",
-            ip_address="127.0.0.1",
-            root_directory="/r",
-            file_server=FileServer(url="http://127.0.0.1:1", token="t"),
-            cursor=self.cursor,
-            live_attempts=tuple(self.live),
-        )
-        for unknown in self.store.do(lambda tx: nodes.register(tx, call, self.store.now)):
-            del self.live[unknown]
-
-    def heartbeat(self) -> None:
-        """Send a heartbeat, and drop what the service does not know."""
-        call = Heartbeat(node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=tuple(self.live))
-        answer = self.store.do(lambda tx: nodes.heartbeat(tx, call, self.store.now))
-        for unknown in answer.unknown_attempts:
-            del self.live[unknown]
-
-    @property
-    def row(self) -> node_rows.NodeRow:
-        """The node as the service sees it."""
-        found = self.store.do(lambda tx: node_rows.by_id(tx, self.id))
-        assert found is not None
-        return found
-
-    def fetch(self) -> int:
-        """Take the messages that wait; return how many there were."""
-        num = self.row.num
-        found = self.store.do(lambda tx: messages.after(tx, num, self.cursor))
-        for number, body in found:
-            self.cursor = number
-            self._take(NumberedMessage.model_validate_json(f'{{"number":{number},"message":{body}}}').message)
-        return len(found)
-
-    def _take(self, message: NodeMessage) -> None:
-        self.seen.append(message)
-        match message:
-            case Assignment():
-                assert message.attempt_id not in self.live, "an attempt was assigned twice"
-                assert message.attempt_id not in self.ended, "an attempt was assigned after its end"
-                self.live[message.attempt_id] = Running(message)
-                held = sum(attempt.assignment.required_slots for attempt in self.live.values())
-                assert held <= self.slots, "the node was given more than it has slots (I8)"
-            case StopAttempt():
-                if message.attempt_id in self.live:
-                    self.live[message.attempt_id].stop = message.reason
-            case EndJobSession() | RemoveFiles():
-                pass
-
-    def waits(self, attempt: Running) -> bool:
-        """Tell whether an attempt waits for its preparation."""
-        gate = attempt.assignment.preparation
-        return gate is not None and gate.attempt_id in self.live
-
-    def report(self, attempt: Running, transition: Transition, **more: object) -> ReportStatus:
-        """Send the next report of an attempt."""
-        attempt.seq += 1
-        report = Report.model_validate(
-            {
-                "attempt_id": attempt.assignment.attempt_id,
-                "seq": attempt.seq,
-                "transition": transition,
-                "at": self.store.now,
-                "start_time": self.store.now,
-                **more,
-            }
-        )
-        status = self.send(report)
-        attempt_id = attempt.assignment.attempt_id
-        self.ended[attempt_id] = (*self.ended.get(attempt_id, ()), report)
-        if transition is Transition.RUNNING:
-            attempt.running = True
-        else:
-            del self.live[attempt_id]
-        return status
-
-    def send(self, report: Report) -> ReportStatus:
-        """Send one report; return what was done with it."""
-        num = self.row.num
-        return self.store.do(lambda tx: apply_report(tx, num, report, self.store.now)).status
-
-    def run(self, attempt: Running) -> None:
-        """Let an attempt start: or give it back where its preparation has failed."""
-        gate = attempt.assignment.preparation
-        if attempt.running or self.waits(attempt):
-            return
-        if gate is not None and self.prepared.get(gate.attempt_id) is not ExecutionResult.SUCCESS:
-            self.report(attempt, Transition.RETURNED, return_reason=ReturnReason.PREPARATION_FAILED)
-        else:
-            self.report(attempt, Transition.RUNNING)
-
-    def finish(self, attempt: Running, exit_code: int = 0) -> None:
-        """Let a running attempt end; a stopped one ends as stopped, one that never ran is given back."""
-        if not attempt.running:
-            self.run(attempt) if attempt.stop is None else self.report(
-                attempt, Transition.RETURNED, return_reason=ReturnReason.STOPPED
-            )
-            return
-        if attempt.stop is not None:
-            exit_code = -15
-        failure = None if exit_code == 0 else exit_code_failure(exit_code)
-        if attempt.stop is not None:
-            failure = task_ended(attempt.stop)
-        result = ExecutionResult.SUCCESS if failure is None else ExecutionResult.FAILURE
-        self.prepared[attempt.assignment.attempt_id] = result
-        outcome = Outcome(
-            result=result,
-            end_time=self.store.now,
-            exit_code=exit_code,
-            failure_info=failure,
-            stop_reason=attempt.stop,
-        )
-        self.report(attempt, Transition.COMPLETED, outcome=outcome)
-
-
-def job_spec(job_id: str, **more: object) -> JobCreate:
-    """Return the definition of a job on the pool."""
-    return JobCreate.model_validate({"id": job_id, "pool_info": PoolInfo(pool_id=POOL), **more})
-
-
-PREPARATION = JobPreparationTask(command_line="prepare")
-RELEASE = JobReleaseTask(command_line="release")
-
-
-class World:
-    """A service's store with some nodes."""
-
-    def __init__(self, *slots: int) -> None:
-        self.store = Store()
-        self.store.do(lambda tx: pools.create_pool(tx, PoolCreate(id=POOL, vm_size="v"), self.store.now))
-        self.nodes = [FakeNode(self.store, f"node{number}", count) for number, count in enumerate(slots)]
-        for node in self.nodes:
-            node.register()
-
-    def create_job(self, job_id: str = "job", **more: object) -> None:
-        """Add a job."""
-        self.store.do(lambda tx: jobs.create_job(tx, job_spec(job_id, **more), self.store.now))
-
-    def add_task(self, task_id: str, job_id: str = "job", slots: int = 1) -> None:
-        """Add a task to a job."""
-        spec = TaskCreate(id=task_id, command_line="true", required_slots=slots)
-        self.store.do(lambda tx: tasks.add_task(tx, job_id, spec, self.store.now))
-
-    def job(self, job_id: str = "job") -> job_rows.JobRow:
-        """Return a job."""
-        return self.store.do(lambda tx: jobs.require(tx, job_id))
-
-    def task(self, task_id: str, job_id: str = "job") -> task_rows.TaskRow:
-        """Return a task."""
-        return self.store.do(lambda tx: tasks.require(tx, job_id, task_id)[1])
-
-    def job_node(self, node: FakeNode, job_id: str = "job") -> job_nodes.JobNodeRow:
-        """Return what a job did on a node."""
-        num = self.job(job_id).num
-        return next(row for row in self.store.do(lambda tx: job_nodes.of_job(tx, num)) if row.node_id == node.id)
-
-    def drain_node(self, node: FakeNode) -> None:
-        """Give a node no more tasks."""
-        num = node.row.num
-        self.store.do(lambda tx: node_rows.set_draining(tx, num, self.store.now))
-
-    def step(self, node: FakeNode) -> bool:
-        """Fetch, and take every attempt of a node one step on."""
-        moved = node.fetch() > 0
-        for attempt in list(node.live.values()):
-            if not node.waits(attempt):
-                node.finish(attempt)
-                moved = True
-        return moved
-
-    def drain(self) -> None:
-        """Let everything that can end, end."""
-        for _ in range(1000):
-            if not sum(self.step(node) for node in self.nodes):
-                return
-        pytest.fail("the service never comes to rest")
-
-    def verb(self, function: Callable[..., object], *arguments: object, **more: object) -> None:
-        """Run a verb of a lifecycle now."""
-        self.store.do(lambda tx: _ignore(function(tx, *arguments, self.store.now, **more)))
-
-
-@pytest.fixture
-def worlds() -> Iterator[Callable[..., World]]:
-    """Makes worlds with nodes of so many slots each."""
-    made: list[World] = []
-
-    def make(*slots: int) -> World:
-        made.append(World(*slots))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.store.close()
-
-
-@pytest.fixture
-def world(worlds: Callable[..., World]) -> World:
-    """A world with one node of two slots."""
-    return worlds(2)
+pytest_plugins = ["tests.unit.service_fixtures"]
 
 
 def test_a_task_runs_to_its_end_with_the_states_and_times_of_batch(world: World) -> None:
@@ -545,7 +262,7 @@ def test_a_silent_node_loses_its_tasks_exactly_once(worlds: Callable[..., World]
     world.store.now += LEASE / 2
     second.heartbeat()
     world.store.now += LEASE / 2 + timedelta(seconds=1)
-    world.store.do(lambda tx: _ignore(deadlines.expire(tx, world.store.now, LEASE)))
+    world.store.do(lambda tx: ignore(deadlines.expire(tx, world.store.now, LEASE)))
     assert first.row.state is NodeState.UNKNOWN
     task = world.task("t")
     assert (task.state, task.system_task_version) == (TaskState.ACTIVE, 1)
@@ -749,7 +466,7 @@ def test_a_job_that_lasts_too_long_is_ended(world: World) -> None:
     following = world.store.do(lambda tx: deadlines.expire(tx, world.store.now, timedelta(days=1)))
     assert following is not None
     world.store.now = following
-    world.store.do(lambda tx: _ignore(deadlines.expire(tx, world.store.now, timedelta(days=1))))
+    world.store.do(lambda tx: ignore(deadlines.expire(tx, world.store.now, timedelta(days=1))))
     job = world.job()
     assert (job.state, job.terminate_reason) == (JobState.TERMINATING, "MaxWallClockTimeExpiry")
     world.drain()
@@ -781,7 +498,7 @@ def test_deleting_a_pool_requeues_its_tasks_and_lets_its_nodes_go(world: World) 
     node.finish(attempt)
     world.store.do(lambda tx: pools.advance(tx, POOL))
     with pytest.raises(BatchError, match="PoolNotFound"):
-        world.store.do(lambda tx: _ignore(pools.require(tx, POOL)))
+        world.store.do(lambda tx: ignore(pools.require(tx, POOL)))
     task = world.task("a")
     assert (task.state, task.execution.requeue_count) == (TaskState.ACTIVE, 1)
     assert world.job().state is JobState.ACTIVE
@@ -839,14 +556,16 @@ class Lifecycles(RuleBasedStateMachine):
     @rule(
         job=st.sampled_from(JOBS),
         prepared=st.booleans(),
+        dependent=st.booleans(),
         ends=st.booleans(),
         retries=st.integers(0, 2),
         limit=st.sampled_from((-1, 1, 2)),
     )
-    def create_job(self, job: str, *, prepared: bool, ends: bool, retries: int, limit: int) -> None:
+    def create_job(self, job: str, *, prepared: bool, dependent: bool, ends: bool, retries: int, limit: int) -> None:
         """Add a job."""
         spec = job_spec(
             job,
+            uses_task_dependencies=dependent,
             job_preparation_task=PREPARATION if prepared else None,
             job_release_task=RELEASE if prepared else None,
             on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB if ends else OnAllTasksComplete.NO_ACTION,
@@ -859,6 +578,19 @@ class Lifecycles(RuleBasedStateMachine):
     def add_task(self, job: str, number: int, slots: int) -> None:
         """Add a task to a job."""
         self._try(tasks.add_task, job, TaskCreate(id=f"t{number}", command_line="x", required_slots=slots))
+
+    @rule(
+        job=st.sampled_from(JOBS),
+        number=SMALL,
+        ids=st.lists(SMALL.map(lambda number: f"t{number}"), max_size=2),
+        action=st.sampled_from((None, *DependencyAction)),
+    )
+    def add_dependent_task(self, job: str, number: int, ids: list[str], action: DependencyAction | None) -> None:
+        """Add a task that waits for others, and may be of use to those that wait for it even if it fails."""
+        conditions = ExitConditions(default=ExitOptions(dependency_action=action))
+        depends_on = TaskDependencies(task_ids=tuple(ids))
+        spec = TaskCreate(id=f"t{number}", command_line="x", depends_on=depends_on, exit_conditions=conditions)
+        self._try(tasks.add_task, job, spec)
 
     @rule(node=SMALL)
     def fetch(self, node: int) -> None:
@@ -905,7 +637,7 @@ class Lifecycles(RuleBasedStateMachine):
             if other is not silent:
                 other.heartbeat()
         self.world.store.now += timedelta(seconds=2)
-        self.world.store.do(lambda tx: _ignore(deadlines.expire(tx, self.world.store.now, LEASE)))
+        self.world.store.do(lambda tx: ignore(deadlines.expire(tx, self.world.store.now, LEASE)))
         assert silent.row.state is NodeState.UNKNOWN
         silent.heartbeat()
 
@@ -978,6 +710,23 @@ class Lifecycles(RuleBasedStateMachine):
 
         self.world.store.do(check)
 
+    @invariant()
+    @precondition(lambda self: hasattr(self, "world"))
+    def what_waits_is_not_met_and_is_not_started(self) -> None:
+        """A task waits exactly while it watches a dependency, and that one has not satisfied it."""
+
+        def check(tx: Transaction) -> None:
+            assert not tx.execute(
+                "SELECT t.id FROM tasks t LEFT JOIN task_waits w ON w.task_num = t.num"
+                " WHERE t.waits <> (w.task_num IS NOT NULL) OR (t.waits = 1 AND t.attempt_num IS NOT NULL)"
+            )
+            assert not tx.execute(
+                "SELECT w.key FROM task_waits w JOIN satisfied s ON s.job_num = w.job_num AND s.key = w.key"
+                " WHERE s.until IS NULL OR s.until >= w.task_num"
+            )
+
+        self.world.store.do(check)
+
     def _everything_ends(self) -> None:
         """When no more happens to it, every job and task comes to its end, on the nodes that may take it."""
         self.world.drain()
@@ -999,7 +748,8 @@ class Lifecycles(RuleBasedStateMachine):
             able = [node for node in node_rows.page(tx, POOL) if node.num not in ineligible]
             for task in task_rows.page(tx, job.num):
                 could_run = any(node.slots >= task.required_slots for node in able)
-                if job.state is JobState.ACTIVE and could_run:
+                waits = tx.one("SELECT 1 FROM task_waits WHERE task_num = ?", (task.num,)) is not None
+                if job.state is JobState.ACTIVE and could_run and not waits:
                     assert task.state is TaskState.COMPLETED, task
 
 

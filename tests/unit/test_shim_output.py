@@ -39,6 +39,17 @@ def test_head_and_tail_of_any_output(
         assert finished == everything[:head] + note + everything[len(everything) - tail :]
 
 
+def test_a_full_disk_loses_output_and_not_the_task() -> None:
+    """The pump goes on reading: a task must not get SIGPIPE because its output has no room."""
+    pump = Pump(os.open("/dev/full", os.O_RDWR), OutputCap(4, 4))
+    writer = os.dup(pump.sink)
+    pump.start()
+    for _ in range(100):
+        os.write(writer, b"x" * 65536)  # more than a pipe holds
+    os.close(writer)
+    assert pump.finish(5)
+
+
 def test_pump_moves_what_is_written_until_the_last_writer_is_gone(tmp_path: Path) -> None:
     """The pump says whether the pipe has ended, and by then everything is in the file."""
     file = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)

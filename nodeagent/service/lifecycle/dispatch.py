@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from nodeagent.model.enums import TaskState
+from nodeagent.model.job import JobPreparationTask
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
@@ -11,10 +12,11 @@ from nodeagent.model.protocol import (
     RemoveFiles,
     StopAttempt,
     StopReason,
+    Work,
 )
 from nodeagent.rules.layout import task_directory
 from nodeagent.service import task_events, work
-from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, tasks
+from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, pools, tasks
 from nodeagent.service.store.attempts import AttemptRow, NewAttempt
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.job_nodes import JobNodeRow
@@ -35,7 +37,7 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
         retry_count=task.execution.retry_count,
         system_task_version=task.system_task_version,
         required_slots=task.required_slots,
-        work=work.of_task(job.spec, task.spec),
+        work=_with_user(tx, work.of_task(job.spec, task.spec), node.pool_id),
         preparation=gate,
     )
     number = messages.add(tx, node.num, assignment)
@@ -43,20 +45,23 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
     attempt_num = attempts.insert(tx, new, now)
     nodes.hold_slots(tx, node.num, slots)
     place = TaskNode(node.num, node.id, node.pool_id, task_directory(job.id, task.id))
-    state = TaskState.ACTIVE if gate is None else TaskState.PREPARING
+    state = TaskState.PREPARING if gate is not None and gate.wait_for_success else TaskState.ACTIVE
     tasks.assign(tx, task.num, attempt_num, place, state, now)
     counts.move(tx, job.num, task.state.value, state.value, task.required_slots)
     task_events.started(tx, job, task, place, now)
 
 
 def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> PreparationGate | None:
-    """Start the job's preparation on the node if that has not been done; return what the task must wait for."""
+    """Start the job's preparation on the node if that has not been done; return what the task is told of it.
+
+    A task that need not wait is told as well: its environment names the preparation's directories (spec/node.md §2).
+    """
     preparation = job.spec.job_preparation_task
     if preparation is None:
         return None
     row = job_nodes.ensure(tx, job.num, node.num, node.id, node.pool_id)
     if row.prepared:
-        return None
+        return _gate(row, preparation, waits=False)
     attempt_id = row.prep_attempt
     if attempt_id is None or row.prep_needed:
         attempt_id = attempts.new_id(now)
@@ -71,13 +76,15 @@ def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> Prep
                 job_id=job.id,
                 task_id=preparation.id,
                 required_slots=0,
-                work=work.of_preparation(job.spec, preparation),
+                work=_with_user(tx, work.of_preparation(job.spec, preparation), node.pool_id),
             ),
             now,
         )
-    if not preparation.wait_for_success:
-        return None
-    return PreparationGate(attempt_id=attempt_id, task_id=preparation.id, wait_for_success=True)
+    return PreparationGate(attempt_id=attempt_id, task_id=preparation.id, wait_for_success=preparation.wait_for_success)
+
+
+def _gate(row: JobNodeRow, preparation: JobPreparationTask, *, waits: bool) -> PreparationGate:
+    return PreparationGate(attempt_id=row.prep_attempt or "", task_id=preparation.id, wait_for_success=waits)
 
 
 def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime) -> None:
@@ -85,6 +92,7 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
     release = job.spec.job_release_task
     if release is None:
         raise ValueError(f"job {job.id} has no release task")
+    preparation = job.spec.job_preparation_task
     attempt_id = attempts.new_id(now)
     job_nodes.begin_release(tx, row, attempt_id)
     _send(
@@ -97,10 +105,20 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
             job_id=job.id,
             task_id=release.id,
             required_slots=0,
-            work=work.of_release(job.spec, release),
+            work=_with_user(tx, work.of_release(job.spec, release), row.pool_id),
+            preparation=None if preparation is None else _gate(row, preparation, waits=False),
         ),
         now,
     )
+
+
+def _with_user(tx: Transaction, merged: Work, pool_id: str) -> Work:
+    """Add what the node must know of a named user; the node refuses one that the pool does not have."""
+    if merged.user_identity.username is None:
+        return merged
+    pool = pools.get(tx, pool_id)
+    accounts = None if pool is None else pool.spec.user_accounts
+    return merged.model_copy(update={"named_user": work.named_user(accounts or (), merged.user_identity.username)})
 
 
 def _send(tx: Transaction, job: JobRow, node_num: int, assignment: Assignment, now: datetime) -> None:

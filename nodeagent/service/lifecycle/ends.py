@@ -3,11 +3,11 @@
 from datetime import datetime
 
 from nodeagent.model.enums import ExecutionResult
-from nodeagent.model.protocol import Outcome
+from nodeagent.model.protocol import Outcome, Statistics
 from nodeagent.model.task import TaskExecutionInfo
 from nodeagent.rules.retry import Next
 from nodeagent.service import task_events
-from nodeagent.service.lifecycle import dispatch
+from nodeagent.service.lifecycle import dependents, dispatch
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.store import attempts, counts, nodes, tasks
 from nodeagent.service.store.attempts import TASK_KINDS, AttemptRow, AttemptState
@@ -46,7 +46,8 @@ def close_attempt(
         now=now,
     )
     if attempt.task_num is not None and attempt.detached:
-        tasks.release_attempt(tx, attempt.task_num, attempt.num)
+        exit_code = None if outcome is None else outcome.exit_code
+        tasks.release_attempt(tx, attempt.task_num, attempt.num, exit_code)
     if attempt.remove_files:
         dispatch.remove_files(tx, job.id, attempt.node_num, (attempt.id,))
     tx.signal(SCHEDULE)
@@ -60,15 +61,21 @@ def complete_task(
     now: datetime,
     *,
     attempt_num: int | None = None,
+    statistics: Statistics | None = None,
 ) -> None:
-    """Move a task to completed, once and for all, and tell it; `attempt_num` is an attempt that has yet to end."""
+    """Move a task to completed, once and for all, and tell it, with what its last execution used.
+
+    `attempt_num` is an attempt that has yet to end.
+    """
     tasks.set_completed(tx, task.num, execution, now, attempt_num=attempt_num)
     before = counts.bucket(task.state, task.execution.result)
     after = "succeeded" if execution.result is ExecutionResult.SUCCESS else "failed"
     counts.move(tx, job.num, before, after, task.required_slots)
     if task.node is not None and execution.start_time is not None:
         nodes.count_ended(tx, task.node.num, succeeded=execution.result is ExecutionResult.SUCCESS)
-    task_events.ended(tx, job, task, execution, now)
+    if job.spec.uses_task_dependencies:
+        dependents.release(tx, job.num, task, execution)
+    task_events.ended(tx, job, task, execution, now, statistics=statistics)
 
 
 def requeue_task(tx: Transaction, task: TaskRow, why: Next, now: datetime) -> None:

@@ -2,10 +2,9 @@
 
 from datetime import datetime
 
-from nodeagent.model.enums import ErrorCategory, ExecutionResult, TaskState
-from nodeagent.model.failure import FailureInfo
+from nodeagent.model.enums import ExecutionResult, TaskState
 from nodeagent.model.protocol import AttemptKind, Outcome, StopReason
-from nodeagent.rules.failures import task_ended
+from nodeagent.rules.failures import UNKNOWN, failure_of, task_ended
 from nodeagent.rules.retry import Next
 from nodeagent.service.lifecycle import ends
 from nodeagent.service.store import job_nodes, tasks
@@ -69,11 +68,7 @@ def _session_lost(tx: Transaction, attempt: AttemptRow, now: datetime) -> None:
 
 def release_lost(tx: Transaction, row: JobNodeRow, attempt: AttemptRow, now: datetime) -> None:
     """Count the release on a node as completed with a failure: the job must not wait for ever."""
-    failure = FailureInfo(
-        category=ErrorCategory.SERVER_ERROR,
-        code="Unknown",
-        message="The node was lost while the job release task ran, so its outcome is not known",
-    )
+    failure = failure_of(UNKNOWN, ("Message", "The node was lost while the job release task ran"))
     outcome = Outcome(result=ExecutionResult.FAILURE, end_time=now, failure_info=failure)
     start_time = attempt.start_time or attempt.assigned
     job_nodes.release_completed(tx, row, outcome, start_time=start_time, root_directory=None)

@@ -10,7 +10,7 @@ from nodeagent.service import work
 from nodeagent.service.errors import BatchError, invalid_property, refusal
 from nodeagent.service.lifecycle import dispatch, giving_up
 from nodeagent.service.lifecycle.names import DEADLINES, PURGE, SCHEDULE
-from nodeagent.service.store import attempts, counts, job_nodes, jobs, nodes, tasks
+from nodeagent.service.store import attempts, counts, dependencies, job_nodes, jobs, nodes, tasks
 from nodeagent.service.store.attempts import TASK_KINDS
 from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
@@ -282,6 +282,8 @@ def purge(tx: Transaction, job_num: int) -> bool:
     removed = tasks.delete_some(tx, job_num, _PURGE_ROWS)
     if removed < _PURGE_ROWS:
         removed += attempts.delete_some(tx, job_num, _PURGE_ROWS - removed)
+    if removed < _PURGE_ROWS:
+        removed += dependencies.delete_some(tx, job_num, _PURGE_ROWS - removed)
     if removed == _PURGE_ROWS:
         return False
     jobs.delete(tx, job_num)

@@ -14,8 +14,8 @@ from nodeagent.model.protocol import (
     StopReason,
     Transition,
 )
-from nodeagent.rules.failures import internal_retries_reached
-from nodeagent.rules.retry import REQUEUE_REASONS, Next, after_completed, after_lost
+from nodeagent.rules.failures import recoveries_used_up
+from nodeagent.rules.retry import MAX_INTERNAL_RETRIES, REQUEUE_REASONS, Next, after_completed, after_lost
 from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
 from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.store import attempts, counts, job_nodes, nodes, tasks
@@ -103,7 +103,7 @@ def _task_completed(
     follows = _what_follows(job, attempt, task, outcome)
     if follows is Next.COMPLETE:
         execution = ends.ended_execution(task, outcome, start_time=report.start_time or attempt.start_time)
-        ends.complete_task(tx, job, task, execution, now)
+        ends.complete_task(tx, job, task, execution, now, statistics=outcome.statistics)
         task_ended(tx, job, task.num, now)
     else:
         ends.requeue_task(tx, task, follows, now)
@@ -116,7 +116,7 @@ def _task_lost(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report
         giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
     else:
         ends.close_attempt(tx, job, attempt, AttemptState.LOST, now)
-        failure = internal_retries_reached(report.detail)
+        failure = recoveries_used_up(MAX_INTERNAL_RETRIES, report.detail)
         outcome = Outcome(result=ExecutionResult.FAILURE, end_time=now, failure_info=failure)
         ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now)
     if task is not None:

@@ -6,8 +6,10 @@ from datetime import datetime
 from nodeagent.model.enums import ExecutionResult, JobState, TaskState
 from nodeagent.model.protocol import AttemptKind, StopReason
 from nodeagent.model.task import TaskConstraints, TaskCreate
-from nodeagent.service.errors import BatchError, refusal
-from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
+from nodeagent.rules.dependencies import MAX_TASK_IDS_LENGTH, ids_too_long
+from nodeagent.rules.exit_conditions import misplaced_action
+from nodeagent.service.errors import BatchError, invalid_property, refusal
+from nodeagent.service.lifecycle import dependents, dispatch, ends, giving_up, jobs
 from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.store import attempts, counts, tasks
@@ -30,7 +32,8 @@ def add_task(tx: Transaction, job_id: str, spec: TaskCreate, now: datetime) -> T
     """Add one task.
 
     Raises JobNotFound, JobBeingTerminated, JobCompleted, JobBeingDeleted, TaskExists,
-    TaskIdSameAsJobPreparationTask, TaskIdSameAsJobReleaseTask, TaskDependenciesNotSpecifiedOnJob.
+    TaskIdSameAsJobPreparationTask, TaskIdSameAsJobReleaseTask, TaskDependenciesNotSpecifiedOnJob,
+    TaskDependencyListTooLong, InvalidPropertyValue.
     """
     (added,) = add_tasks(tx, job_id, (spec,), now)
     if isinstance(added, BatchError):
@@ -52,7 +55,10 @@ def add_tasks(tx: Transaction, job_id: str, specs: Sequence[TaskCreate], now: da
         if error is not None:
             results.append(error)
             continue
-        results.append(tasks.insert(tx, job.num, AttemptKind.USER, spec, now))
+        row = tasks.insert(tx, job.num, AttemptKind.USER, spec, now)
+        if spec.depends_on is not None:
+            dependents.hold(tx, job.num, row.num, spec)
+        results.append(row)
         slots += spec.required_slots
     added = sum(isinstance(result, TaskRow) for result in results)
     if added:
@@ -70,6 +76,15 @@ def _refusal(tx: Transaction, job: JobRow, spec: TaskCreate) -> BatchError | Non
         return refusal("TaskIdSameAsJobReleaseTask")
     if spec.depends_on is not None and not job.spec.uses_task_dependencies:
         return refusal("TaskDependenciesNotSpecifiedOnJob")
+    if spec.depends_on is not None and ids_too_long(spec.depends_on):
+        return refusal("TaskDependencyListTooLong", ("MaxLimit", str(MAX_TASK_IDS_LENGTH)))
+    misplaced = misplaced_action(
+        spec.exit_conditions,
+        on_task_failure=job.spec.on_task_failure,
+        uses_task_dependencies=job.spec.uses_task_dependencies,
+    )
+    if misplaced is not None:
+        return invalid_property(misplaced.path, misplaced.value, misplaced.reason)
     return refusal("TaskExists") if tasks.exists(tx, job.num, spec.id) else None
 
 
@@ -117,6 +132,7 @@ def reactivate_task(tx: Transaction, job_id: str, task_id: str, now: datetime) -
     jobs.require_open(job)
     fresh = task.execution.model_copy(update={"retry_count": 0, "last_retry_time": None})
     tasks.set_active(tx, task.num, fresh, task.system_task_version, now, attempt_num=task.attempt_num)
+    dependents.withdraw(tx, job.num, task)
     counts.move(tx, job.num, "failed", TaskState.ACTIVE.value, task.required_slots)
     tx.signal(SCHEDULE)
     return require(tx, job_id, task_id)[1]
@@ -132,6 +148,7 @@ def delete_task(tx: Transaction, job_id: str, task_id: str, now: datetime) -> No
         raise refusal("JobBeingDeleted")
     _forget_attempts(tx, job, task)
     counts.add(tx, job.num, counts.bucket(task.state, task.execution.result), tasks=-1, slots=-task.required_slots)
+    dependents.withdraw(tx, job.num, task)
     tasks.delete(tx, task.num)
     jobs.settle(tx, job.num, now)
 

@@ -40,8 +40,11 @@ def select(entity: Mapping[str, Any], selection: Selection | None) -> Mapping[st
     return kept
 
 
-def check_expand(query: Query) -> None:
-    """Only `stats` may be expanded; statistics of a new entity may be missing, so there is nothing to add."""
+def expands_stats(query: Query) -> bool:
+    """Tell whether `$expand` asks for statistics, the only thing that may be expanded. Raises BatchError."""
     text = query.get("$expand")
-    if text is not None and any(part.strip() != "stats" for part in text.split(",")):
+    if text is None:
+        return False
+    if any(part.strip() != "stats" for part in text.split(",")):
         raise bad_query_value("$expand", text, "only 'stats' can be expanded")
+    return True

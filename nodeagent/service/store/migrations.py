@@ -202,7 +202,32 @@ CREATE TABLE events (
 );
 """
 
-MIGRATIONS = (_FIRST,)
+_DEPENDENCIES = """
+ALTER TABLE tasks ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;
+DROP INDEX tasks_ready;
+CREATE INDEX tasks_ready ON tasks (job_num, num) WHERE state = 'active' AND attempt_num IS NULL AND waits = 0;
+
+CREATE TABLE task_waits (
+    task_num INTEGER PRIMARY KEY REFERENCES tasks (num) ON DELETE CASCADE,
+    job_num INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    key TEXT,
+    number INTEGER
+);
+CREATE INDEX task_waits_for_id ON task_waits (job_num, key) WHERE key IS NOT NULL;
+CREATE INDEX task_waits_for_number ON task_waits (job_num, number) WHERE number IS NOT NULL;
+
+CREATE TABLE satisfied (
+    job_num INTEGER NOT NULL REFERENCES jobs (num) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    number INTEGER,
+    until INTEGER,
+    PRIMARY KEY (job_num, key)
+) WITHOUT ROWID;
+CREATE INDEX satisfied_numbers ON satisfied (job_num, number, until) WHERE number IS NOT NULL;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

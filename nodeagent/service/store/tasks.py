@@ -154,10 +154,10 @@ def page(
 
 
 def ready(tx: Transaction, job_num: int, *, max_slots: int, limit: int) -> list[TaskRow]:
-    """Return the first active, unassigned tasks that need no more slots than a node has."""
+    """Return the first active, unassigned tasks that wait for no other and need no more slots than a node has."""
     rows = tx.execute(
-        f"{_SELECT} WHERE t.job_num = ? AND t.state = 'active' AND t.attempt_num IS NULL AND t.required_slots <= ?"
-        " ORDER BY t.num LIMIT ?",
+        f"{_SELECT} WHERE t.job_num = ? AND t.state = 'active' AND t.attempt_num IS NULL AND t.waits = 0"
+        " AND t.required_slots <= ? ORDER BY t.num LIMIT ?",
         (job_num, max_slots, limit),
     )
     return [_row(row) for row in rows]
@@ -324,9 +324,19 @@ def set_active(
     )
 
 
-def release_attempt(tx: Transaction, num: int, attempt_num: int) -> None:
-    """Cut a task from an attempt that has ended."""
-    tx.execute("UPDATE tasks SET attempt_num = NULL WHERE num = ? AND attempt_num = ?", (num, attempt_num))
+def release_attempt(tx: Transaction, num: int, attempt_num: int, exit_code: int | None = None) -> None:
+    """Cut a task from an attempt that has ended; one that was completed before that gets to know its exit code."""
+    tx.execute(
+        "UPDATE tasks SET attempt_num = NULL,"
+        " exit_code = CASE WHEN state = 'completed' THEN coalesce(exit_code, ?) ELSE exit_code END"
+        " WHERE num = ? AND attempt_num = ?",
+        (exit_code, num, attempt_num),
+    )
+
+
+def set_waiting(tx: Transaction, num: int, *, waits: bool) -> None:
+    """Record whether a task waits for others, and so must not be assigned."""
+    tx.execute("UPDATE tasks SET waits = ? WHERE num = ?", (waits, num))
 
 
 def delete(tx: Transaction, num: int) -> None:

@@ -1,7 +1,8 @@
 """Files of tasks and nodes, read from the agents' file servers (spec/rest.md §2.5, §3.11, §5.2)."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -119,7 +120,10 @@ def _entry_shape(base: FileBase, entry: Mapping[str, Any]) -> dict[str, Any]:
 async def _read(call: Call, locate: Locate) -> web.StreamResponse:
     path, byte_range = _path(call), _range(call)
     base = await locate(call)
-    async with call.context.node_files.open(base.server, base.node_path(path), byte_range) as upstream:
+    async with (
+        _known_cleanup(call, base),
+        call.context.node_files.open(base.server, base.node_path(path), byte_range) as upstream,
+    ):
         _check_dates(call, upstream.headers)
         response = web.StreamResponse(headers=_headers(call, base, path, upstream.headers))
         response.content_length = int(upstream.headers["Content-Length"])
@@ -140,7 +144,8 @@ async def _read(call: Call, locate: Locate) -> web.StreamResponse:
 async def _describe(call: Call, locate: Locate) -> web.StreamResponse:
     path = _path(call)
     base = await locate(call)
-    found = await call.context.node_files.properties(base.server, base.node_path(path))
+    async with _known_cleanup(call, base):
+        found = await call.context.node_files.properties(base.server, base.node_path(path))
     _check_dates(call, found)
     headers = _headers(call, base, path, found)
     headers["Content-Length"] = found.get("Content-Length", "0")
@@ -152,6 +157,22 @@ async def _delete(call: Call, locate: Locate) -> Reply:
     base = await locate(call)
     await call.context.node_files.delete(base.server, base.node_path(path), recursive=call.query.flag("recursive"))
     return Reply(200)
+
+
+@asynccontextmanager
+async def _known_cleanup(call: Call, base: FileBase) -> AsyncIterator[None]:
+    """Tell a file that was never there from those of a completed task whose directory is gone by now."""
+    try:
+        yield
+    except BatchError as error:
+        if error.code != "FileNotFound" or base.task is not TaskState.COMPLETED:
+            raise
+        try:
+            await call.context.node_files.properties(base.server, base.root)
+        except BatchError as gone:
+            if gone.code == "FileNotFound":
+                raise refusal("TaskFilesCleanedup") from gone
+        raise
 
 
 def _path(call: Call) -> str:

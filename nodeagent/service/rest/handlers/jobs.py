@@ -1,6 +1,8 @@
 """Jobs (spec/rest.md §2.3)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -13,18 +15,44 @@ from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import jobs as lifecycle
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
+from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.reply import Reply, created
+from nodeagent.service.rest.select import expands_stats
 from nodeagent.service.rest.shapes.job import PROPERTIES, STATUS_PROPERTIES, job_shape, status_shape
+from nodeagent.service.rest.shapes.statistics import job_statistics
 from nodeagent.service.rest.validate import json_object, parse, refuse_unsupported, unsupported_property
 from nodeagent.service.rest.versions import has_nested_task_counts
-from nodeagent.service.store import counts, job_nodes, jobs
+from nodeagent.service.store import counts, job_nodes, jobs, statistics
+from nodeagent.service.store.counts import JobCounts
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.job_nodes import JobNodeRow
 from nodeagent.service.store.jobs import JobRow
+from nodeagent.service.store.statistics import UsedByJob
 
 _log = structlog.get_logger()
 
-JOBS: Listing[JobRow] = Listing("jobs", PROPERTIES, jobs.COLUMNS, lambda row: row.id)
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is shown of a job; `statistics` if they are asked for, and there are any."""
+
+    job: JobRow
+    statistics: tuple[UsedByJob, JobCounts] | None = None
+
+    def shape(self, links: Links) -> dict[str, Any]:
+        """Return the job as "get a job" shows it."""
+        entity = job_shape(links, self.job)
+        if self.statistics is not None:
+            entity["stats"] = job_statistics(links, self.job, *self.statistics)
+        return entity
+
+
+def _shown(tx: Transaction, row: JobRow, *, stats: bool) -> Shown:
+    used = statistics.of_job(tx, row.num) if stats else None
+    return Shown(row, None if used is None else (used, counts.get(tx, row.num)))
+
+
+JOBS: Listing[Shown] = Listing("jobs", PROPERTIES, jobs.COLUMNS, lambda shown: shown.job.id)
 STATUSES: Listing[JobNodeRow] = Listing(
     "jobpreparationandreleasetaskstatuslist", STATUS_PROPERTIES, job_nodes.COLUMNS, job_nodes.cursor
 )
@@ -55,19 +83,22 @@ async def add_job(call: Call) -> Reply:
 
 async def list_jobs(call: Call) -> Reply:
     """List the jobs of the account."""
+    stats = expands_stats(call.query)
 
-    def fetch(tx: Transaction, page: Page) -> list[JobRow]:
-        return jobs.page(tx, after=page.after, limit=page.limit, where=page.where)
+    def fetch(tx: Transaction, page: Page) -> list[Shown]:
+        rows = jobs.page(tx, after=page.after, limit=page.limit, where=page.where)
+        return [_shown(tx, row, stats=stats) for row in rows]
 
-    return await JOBS.reply(call, call.links.jobs(), fetch, lambda row: job_shape(call.links, row))
+    return await JOBS.reply(call, call.links.jobs(), fetch, lambda shown: shown.shape(call.links))
 
 
 async def get_job(call: Call) -> Reply:
     """Show one job."""
-    job_id = call.variables["job_id"]
-    row = await call.database.read(lambda tx: lifecycle.require(tx, job_id))
+    job_id, stats = call.variables["job_id"], expands_stats(call.query)
+    shown = await call.database.read(lambda tx: _shown(tx, lifecycle.require(tx, job_id), stats=stats))
+    row = shown.job
     call.condition.check(row.etag, row.modified)
-    body = entity_reply(call, "jobs", job_shape(call.links, row), PROPERTIES)
+    body = entity_reply(call, "jobs", shown.shape(call.links), PROPERTIES)
     return Reply(200, body, call.links.job(row.id), row.modified)
 
 

@@ -8,7 +8,7 @@ from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.odata.request import filter_where
 from nodeagent.service.rest.paging import decode_token, next_link
 from nodeagent.service.rest.reply import Reply
-from nodeagent.service.rest.select import check_expand, parse_select, select
+from nodeagent.service.rest.select import expands_stats, parse_select, select
 from nodeagent.service.store.columns import Columns, Where
 from nodeagent.service.store.database import Transaction
 
@@ -45,7 +45,7 @@ class Listing(Generic[Item]):
     ) -> Reply:
         """Answer 200 with one page; `fetch` runs in a reading transaction and may raise BatchError."""
         query = call.query
-        check_expand(query)
+        expands_stats(query)
         selection = parse_select(query, self.properties)
         limit = query.max_results
         # one more than the page tells whether another page follows
@@ -62,6 +62,6 @@ class Listing(Generic[Item]):
 
 def entity_reply(call: Call, fragment: str, entity: Mapping[str, Any], properties: frozenset[str]) -> Mapping[str, Any]:
     """Return the body of one entity, as `$select` wants it."""
-    check_expand(call.query)
+    expands_stats(call.query)
     selection = parse_select(call.query, properties)
     return {"odata.metadata": call.links.metadata(f"{fragment}/@Element")} | dict(select(entity, selection))

@@ -1,6 +1,7 @@
 """Tasks (spec/rest.md §2.4, §9)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -15,12 +16,16 @@ from nodeagent.service.lifecycle.jobs import require as require_job
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.error_body import error_item
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
+from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.reply import Reply, created
+from nodeagent.service.rest.select import expands_stats
+from nodeagent.service.rest.shapes.statistics import task_statistics
 from nodeagent.service.rest.shapes.task import PROPERTIES, task_shape
 from nodeagent.service.rest.validate import invalid_property, json_object, parse, refuse_unsupported
-from nodeagent.service.store import tasks
+from nodeagent.service.store import statistics, tasks
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.jobs import JobRow
+from nodeagent.service.store.statistics import Used
 from nodeagent.service.store.tasks import TaskRow
 
 _log = structlog.get_logger()
@@ -28,7 +33,24 @@ _log = structlog.get_logger()
 MAX_COLLECTION = 100
 """Tasks in one `addtaskcollection`."""
 
-TASKS: Listing[tuple[JobRow, TaskRow]] = Listing("tasks", PROPERTIES, tasks.COLUMNS, lambda pair: pair[1].id)
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is shown of a task; `used` if its statistics are asked for, and there are any."""
+
+    job: JobRow
+    task: TaskRow
+    used: Used | None = None
+
+    def shape(self, links: Links) -> dict[str, Any]:
+        """Return the task as "get a task" shows it."""
+        entity = task_shape(links, self.job, self.task)
+        if self.used is not None:
+            entity["stats"] = task_statistics(links, self.job, self.task, self.used)
+        return entity
+
+
+TASKS: Listing[Shown] = Listing("tasks", PROPERTIES, tasks.COLUMNS, lambda shown: shown.task.id)
 
 
 class TaskUpdate(BatchModel):
@@ -100,21 +122,31 @@ async def list_tasks(call: Call) -> Reply:
     """List the tasks of a job."""
     job_id = call.variables["job_id"]
 
-    def fetch(tx: Transaction, page: Page) -> list[tuple[JobRow, TaskRow]]:
+    stats = expands_stats(call.query)
+
+    def fetch(tx: Transaction, page: Page) -> list[Shown]:
         job = require_job(tx, job_id)
         rows = tasks.page(tx, job.num, after=page.after, limit=page.limit, where=page.where)
-        return [(job, row) for row in rows]
+        used = statistics.of_tasks(tx, [row.num for row in rows]) if stats else {}
+        return [Shown(job, row, used.get(row.num)) for row in rows]
 
-    return await TASKS.reply(call, call.links.tasks(job_id), fetch, lambda pair: task_shape(call.links, *pair))
+    return await TASKS.reply(call, call.links.tasks(job_id), fetch, lambda shown: shown.shape(call.links))
 
 
 async def get_task(call: Call) -> Reply:
     """Show one task."""
     job_id, task_id = call.variables["job_id"], call.variables["task_id"]
-    job, row = await call.database.read(lambda tx: lifecycle.require(tx, job_id, task_id))
+    stats = expands_stats(call.query)
+
+    def fetch(tx: Transaction) -> Shown:
+        job, row = lifecycle.require(tx, job_id, task_id)
+        return Shown(job, row, statistics.of_tasks(tx, (row.num,)).get(row.num) if stats else None)
+
+    shown = await call.database.read(fetch)
+    row = shown.task
     call.condition.check(row.etag, row.modified)
-    body = entity_reply(call, "tasks", task_shape(call.links, job, row), PROPERTIES)
-    return Reply(200, body, call.links.task(job.id, row.id), row.modified)
+    body = entity_reply(call, "tasks", shown.shape(call.links), PROPERTIES)
+    return Reply(200, body, call.links.task(shown.job.id, row.id), row.modified)
 
 
 async def update_task(call: Call) -> Reply:
