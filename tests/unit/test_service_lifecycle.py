@@ -20,6 +20,7 @@ from nodeagent.model.enums import (
     OnTaskFailure,
     TaskState,
 )
+from nodeagent.model.events import EventRecord
 from nodeagent.model.job import JobConstraints, JobManagerTask, JobPatch
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
@@ -36,7 +37,7 @@ from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, T
 from nodeagent.service.background import ClockWatch
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import deadlines, jobs, nodes, pools, tasks
-from nodeagent.service.store import counts, job_nodes
+from nodeagent.service.store import counts, events, job_nodes
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store import nodes as node_rows
 from nodeagent.service.store import tasks as task_rows
@@ -83,6 +84,20 @@ def test_a_task_runs_to_its_end_with_the_states_and_times_of_batch(world: World)
     row = node.row
     assert (row.state, row.running_tasks, row.free_slots) == (NodeState.IDLE, 0, 2)
     assert (row.total_tasks_run, row.total_tasks_succeeded) == (1, 1)
+
+
+def test_the_event_of_an_end_without_an_execution_has_no_statistics(world: World) -> None:
+    """The documented properties are all there, `exitCode` as null; of a task that never ran nothing was used."""
+    world.create_job()
+    world.drain_node(world.nodes[0])
+    world.add_task("t")
+    world.verb(tasks.terminate_task, "job", "t")
+    rows = world.store.do(lambda tx: events.after(tx, 0))
+    ends = [EventRecord.from_json(text) for _, text in rows]
+    assert [event.operation_name for event in ends] == ["TaskCompleteEvent", "TaskFailEvent"]
+    for _, text in rows:
+        assert '"exitCode":null' in text
+        assert "nodeagent" not in text
 
 
 def test_a_failure_is_retried_until_no_retry_is_left(world: World) -> None:
