@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -153,6 +154,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         sessions = JobSessions(database, boundaries, attempts)
         removals = Removals(database, attempts, directories, state.attempts, tasks)
         disk = DiskWatch(DiskRules.of(settings), ballast, database, attempts, layout.root, removals.empty_bin)
+        database.when_full = partial(asyncio.get_running_loop().call_soon_threadsafe, disk.met_full)
         await disk.begin()
         tools = Tools(
             database=database,
@@ -229,7 +231,7 @@ def _node_key(settings: AgentSettings) -> str:
 
 @asynccontextmanager
 async def _opened_database(state: StateDirectory, ballast: Ballast) -> AsyncIterator[Database]:
-    database = Database(state.database, when_full=ballast.release)
+    database = Database(state.database)
     try:
         await database.open()
     except UnwritableError:
