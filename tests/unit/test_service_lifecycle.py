@@ -27,13 +27,16 @@ from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
     EndJobSession,
+    Outcome,
     RemoveFiles,
     Report,
     ReportStatus,
     ReturnReason,
+    StopReason,
     Transition,
 )
 from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, TaskCreate, TaskDependencies
+from nodeagent.rules.failures import task_ended
 from nodeagent.service.background import ClockWatch
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import deadlines, jobs, nodes, pools, tasks
@@ -245,6 +248,44 @@ def test_terminating_a_running_task_completes_it_at_once(world: World) -> None:
     world.drain()
     assert world.task("t").execution.result is ExecutionResult.SUCCESS
     assert world.task("next").execution.result is ExecutionResult.SUCCESS
+
+
+def test_a_terminated_task_shows_how_its_process_ended_once_that_is_known(world: World) -> None:
+    """It is complete at once; evidence comes later, unless the task was reactivated, or its process was faster."""
+    world.create_job()
+    node = world.nodes[0]
+
+    def terminate(task_id: str) -> Running:
+        world.add_task(task_id)
+        node.fetch()
+        attempt = next(found for found in node.live.values() if found.assignment.task_id == task_id)
+        node.run(attempt)
+        world.verb(tasks.terminate_task, "job", task_id)
+        assert world.task(task_id).execution.exit_code is None
+        return attempt
+
+    told, again = terminate("told"), terminate("again")
+    node.fetch()
+    world.verb(tasks.reactivate_task, "job", "again")
+    world.verb(tasks.terminate_task, "job", "again")
+    for attempt in (told, again):
+        failure = task_ended(StopReason.USER_TERMINATE, "last words")
+        outcome = Outcome(
+            result=ExecutionResult.FAILURE,
+            end_time=world.store.now,
+            exit_code=-15,
+            failure_info=failure,
+            stop_reason=StopReason.USER_TERMINATE,
+        )
+        node.report(attempt, Transition.COMPLETED, outcome=outcome)
+    execution = world.task("told").execution
+    assert (execution.exit_code, execution.failure_info) == (-15, failure)
+    assert world.task("again").execution.exit_code is None, "what ended had been reactivated before"
+    faster = terminate("faster")
+    node.finish(faster)
+    execution = world.task("faster").execution
+    assert execution.result is ExecutionResult.FAILURE
+    assert (execution.exit_code, execution.failure_info) == (None, task_ended(StopReason.USER_TERMINATE))
 
 
 def test_a_silent_node_loses_its_tasks_exactly_once(worlds: Callable[..., World]) -> None:
