@@ -25,6 +25,7 @@ from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.correspondence import Correspondence
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
+from nodeagent.agent.disk_usage import free_bytes
 from nodeagent.agent.disk_watch import DiskRules, DiskWatch
 from nodeagent.agent.errors import AgentError, LimitsUnavailableError, UnwritableError
 from nodeagent.agent.file_server import FileServer
@@ -124,6 +125,11 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
     layout = NodeLayout(settings.root.absolute())
     directories = Directories(layout)
     directories.make_node()
+    ballast = Ballast(state.path, settings.ballast_bytes)
+    if free_bytes(state.path) < settings.ballast_bytes:
+        ballast.release()  # this life has to write something before it can help
+    else:
+        ballast.make()
     identity = state.begin_life(settings.node)
     log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path))
     uids = uids_of(settings)
@@ -135,8 +141,6 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
     )
     attempts = Attempts()
-    ballast = Ballast(state.path, settings.ballast_bytes)
-    ballast.make()
     async with (
         claimed(uids),
         _opened_database(state, ballast) as database,

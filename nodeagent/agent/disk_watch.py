@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from nodeagent.agent import failpoints
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.database import Database
@@ -232,6 +233,7 @@ class DiskWatch:
             return
         held = [boundary for each in self._attempts if (boundary := _boundary(each)) is not None]
         await asyncio.to_thread(_hold, held)
+        failpoints.hit("after_hold_for_disk")
         self._ballast.release()
         try:
             await self._end(guilty, StopReason.DISK_PRESSURE, used[guilty])
