@@ -206,7 +206,7 @@ class DiskWatch:
 
     def _turn(self, found: Level, free: int) -> None:
         if found is not self._level:
-            log.warning("disk level", level=found.name.lower(), before=self._level.name.lower(), free_bytes=free)
+            log.warning("disk pressure", pressure=found.name.lower(), before=self._level.name.lower(), free_bytes=free)
         self._level = found
         if found is Level.NORMAL:
             self._room.set()
