@@ -243,7 +243,8 @@ def _is_mapped(text: str, first: int, last: int) -> bool:
 
 def check_reachable(root: Path) -> None:
     """Raise AccountsError, with the directory and its mode, if users of tasks cannot get to the node root."""
-    for directory in (*reversed(root.resolve().parents), root.resolve()):
+    real = root.resolve()
+    for directory in (*reversed(root.parents), root, *reversed(real.parents), real):
         mode = stat.S_IMODE(directory.stat().st_mode)
         if not mode & stat.S_IXOTH:
             raise AccountsError(

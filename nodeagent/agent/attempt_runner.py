@@ -154,10 +154,7 @@ class AttemptRunner:
 
     def recorded_boundary(self) -> dict[str, str] | None:
         """The boundary of the present execution, if its spec has been written and is whole."""
-        try:
-            spec = records.read(self._records(), records.Spec)
-        except records.RecordError:
-            return None
+        spec = self._spec()
         return None if spec is None else dict(spec.boundary)
 
     def apply(self, event: rules.Event) -> Change:
@@ -410,10 +407,7 @@ class AttemptRunner:
     async def _boundary_made(self) -> dict[str, str]:
         """The boundary as it was recorded for the launch: another life may choose another kind."""
         if self._contained is None:
-            try:
-                spec = records.read(self._records(), records.Spec)
-            except records.RecordError:
-                spec = None
+            spec = self._spec()
             self._contained = await self._boundary() if spec is None else dict(spec.boundary)
         return self._contained
 
@@ -421,8 +415,15 @@ class AttemptRunner:
         """Who the execution ran as; one that was adopted as its environment says."""
         if self._actor is not None:
             return self._actor.name
-        spec = records.read(self._records(), records.Spec)
+        spec = self._spec()
         return self._tools.node().user_name if spec is None else spec.env["AZ_BATCH_TASK_USER"]
+
+    def _spec(self) -> records.Spec | None:
+        """What was asked of the shim; None if it can no longer be read, which must not cost an end that is known."""
+        try:
+            return records.read(self._records(), records.Spec)
+        except records.RecordError:
+            return None
 
     def _records(self) -> str:
         return f"{self._tools.records}/{self.attempt.execution_id}"

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,7 @@ from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.correspondence import Correspondence
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
+from nodeagent.agent.disk_usage import free_bytes
 from nodeagent.agent.disk_watch import DiskRules, DiskWatch
 from nodeagent.agent.errors import AgentError, LimitsUnavailableError, UnwritableError
 from nodeagent.agent.file_server import FileServer
@@ -123,6 +125,11 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
     layout = NodeLayout(settings.root.absolute())
     directories = Directories(layout)
     directories.make_node()
+    ballast = Ballast(state.path, settings.ballast_bytes)
+    if free_bytes(state.path) < settings.ballast_bytes:
+        ballast.release()  # this life has to write something before it can help
+    else:
+        ballast.make()
     identity = state.begin_life(settings.node)
     log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path))
     uids = uids_of(settings)
@@ -134,8 +141,6 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
     )
     attempts = Attempts()
-    ballast = Ballast(state.path, settings.ballast_bytes)
-    ballast.make()
     async with (
         claimed(uids),
         _opened_database(state, ballast) as database,
@@ -158,6 +163,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         sessions = JobSessions(database, boundaries, attempts)
         removals = Removals(database, attempts, directories, state.attempts, tasks)
         disk = DiskWatch(DiskRules.of(settings), ballast, database, attempts, layout.root, removals.empty_bin)
+        database.when_full = partial(asyncio.get_running_loop().call_soon_threadsafe, disk.met_full)
         await disk.begin()
         tools = Tools(
             database=database,
@@ -235,7 +241,7 @@ def _node_key(settings: AgentSettings) -> str:
 
 @asynccontextmanager
 async def _opened_database(state: StateDirectory, ballast: Ballast) -> AsyncIterator[Database]:
-    database = Database(state.database, when_full=ballast.release)
+    database = Database(state.database)
     try:
         await database.open()
     except UnwritableError:

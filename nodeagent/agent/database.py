@@ -93,16 +93,10 @@ MIGRATIONS: Sequence[str] = (
 class Database:
     """One connection in one thread; the loop awaits commits. Errors of SQLite reach whoever asked for the write."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        synchronous: Literal["FULL", "NORMAL"] = "FULL",
-        when_full: Callable[[], None] | None = None,
-    ) -> None:
-        """`when_full` is called by the writer thread when the disk is full, before it tries again."""
+    def __init__(self, path: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
         self._path = path
-        self._when_full = when_full
+        self.when_full: Callable[[], object] | None = None
+        """Called by the writer thread when the disk is full, before it tries again."""
         self._closing = threading.Event()
         self._synchronous = synchronous
         self._queue: SimpleQueue[tuple[Write[Any], asyncio.Future[Any]] | None] = SimpleQueue()
@@ -195,8 +189,8 @@ class Database:
                     if len(batch) == 1:
                         return [(batch[0][1], None, error)]
                     return [settled for item in batch for settled in self._committed(connection, [item])]
-                if self._when_full is not None:
-                    self._when_full()
+                if self.when_full is not None:
+                    self.when_full()
                 if self._closing.wait(FULL_SECONDS):
                     return [(future, None, error) for _, future in batch]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nodeagent.agent.errors import UnwritableError
 from nodeagent.agent.identity import make_directory
 from nodeagent.rules.layout import NodeLayout, TaskPaths, earlier_attempt_directory
 
@@ -50,11 +51,13 @@ class Directories:
             self.layout.shared.chmod(_SHARED_MODE)
 
     def open_to_users(self) -> None:
-        """Let users of tasks into the tree, whatever our umask is. Raises OSError."""
+        """Let users of tasks into the tree, whatever our umask is. Raises UnwritableError."""
         self._for_users = True
         for path in (self.layout.root, *self.layout.top_level()):
-            if path != self.layout.shared:
-                path.chmod(_PASSABLE)
+            try:
+                path.chmod(_SHARED_MODE if path == self.layout.shared else _PASSABLE)
+            except OSError as error:
+                raise UnwritableError(f"{path} cannot be opened to users of tasks: {error.strerror}") from error
 
     def make_task(self, paths: TaskPaths, owner: Owner | None = None) -> bool:
         """Make `<task>` and its `wd`, and return True; or return False because an earlier execution is there.
@@ -77,18 +80,16 @@ class Directories:
         return True
 
     def close_to(self, paths: TaskPaths, uid: int) -> None:
-        """Take what a uid has of a task's directories away from it, newest and earlier ones. Raises OSError."""
-        with os.scandir(paths.root.parent) as entries:
-            earlier = f"{paths.root.name}~"
-            mine = [entry for entry in entries if entry.name == paths.root.name or entry.name.startswith(earlier)]
-        for entry in mine:
-            if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == uid:
-                handle = os.open(entry.path, _OPENED)
-                try:
-                    os.fchmod(handle, _CLOSED)
-                    os.fchown(handle, os.geteuid(), os.getegid())
-                finally:
-                    os.close(handle)
+        """Take the directory of a task that a uid has, be it the newest or an earlier one, away from it.
+
+        Raises OSError.
+        """
+        if _take(str(paths.root), uid):
+            return
+        earlier = f"{paths.root.name}~"
+        for name in os.listdir(paths.root.parent):  # noqa: PTH208 - a job may have thousands of tasks
+            if name.startswith(earlier):
+                _take(f"{paths.root.parent}/{name}", uid)
 
     def move_aside(self, paths: TaskPaths, number: int | None) -> Path:
         """Rename `<task>` to the first free `<task>~<n>` from `number` on (1 if unknown). Raises OSError."""
@@ -118,6 +119,22 @@ def _is_unused(root: Path) -> bool:
         return True
     working = root / _WORKING_DIRECTORY
     return names == [_WORKING_DIRECTORY] and not working.is_symlink() and not os.listdir(working)  # noqa: PTH208 - as above
+
+
+def _take(path: str, uid: int) -> bool:
+    """Close a directory if it is this uid's; whether it was."""
+    try:
+        handle = os.open(path, _OPENED)
+    except FileNotFoundError:
+        return False
+    try:
+        if os.fstat(handle).st_uid != uid:
+            return False
+        os.fchmod(handle, _CLOSED)
+        os.fchown(handle, os.geteuid(), os.getegid())
+    finally:
+        os.close(handle)
+    return True
 
 
 def _give(root: Path, owner: Owner) -> None:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from nodeagent.agent import failpoints
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.database import Database
 from nodeagent.agent.disk_usage import free_bytes, take_away, used_bytes
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.model.protocol import StopReason
-from nodeagent.rules.attempt import Ended, State, StopRequested
+from nodeagent.rules.attempt import Ended, StopRequested
 from nodeagent.rules.disk import Level, Thresholds, culprit, level, over_budget
 from nodeagent.rules.failures import Detail, disk_full
 from nodeagent.shim import kernel
@@ -37,7 +38,9 @@ FULL_SECONDS = 0.5
 SHORT_SECONDS = 0.5
 """How soon to look again while the node is short of space."""
 PAUSE_SECONDS = 2.0
-"""How long to try to hold the processes of a culprit."""
+"""How long to try to hold the processes of a task."""
+END_SECONDS = 10.0
+"""How long tasks are held at most until the culprit has ended and its files are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,9 @@ class DiskWatch:
         self._asked.set()
 
     def met_full(self) -> None:
-        """The agent itself has met a full disk."""
-        self._ballast.release()
+        """The agent itself has met a full disk. Where tasks can be held, that comes before the ballast is let go."""
+        if self._rules.thresholds.hard is None:
+            self._ballast.release()
         self.look_now()
 
     async def room(self, given_up: asyncio.Event) -> None:
@@ -120,8 +124,8 @@ class DiskWatch:
 
     async def run(self) -> None:
         """Look for ever."""
-        if self._level is not Level.HARD:
-            self._resume()
+        if self._rules.thresholds.hard is not None and self._level is not Level.HARD:
+            await asyncio.to_thread(self._resume)
         while True:
             short = self._level is not Level.NORMAL
             with suppress(TimeoutError):
@@ -202,7 +206,7 @@ class DiskWatch:
 
     def _turn(self, found: Level, free: int) -> None:
         if found is not self._level:
-            log.warning("disk level", level=found.name.lower(), before=self._level.name.lower(), free_bytes=free)
+            log.warning("disk pressure", pressure=found.name.lower(), before=self._level.name.lower(), free_bytes=free)
         self._level = found
         if found is Level.NORMAL:
             self._room.set()
@@ -210,7 +214,10 @@ class DiskWatch:
             self._room.clear()
 
     async def _relieve(self, free: int, used: dict[str, int]) -> None:
-        """Hold the one who takes most, then make room for what must be written, then end it; one at a time."""
+        """Hold all tasks, make room for what must be written, end the one who takes most; one at a time.
+
+        All of them are held for a moment, because any of them could fill what the ballast leaves.
+        """
         ending = [runner for runner in self._attempts if runner.attempt.stop_reason is StopReason.DISK_PRESSURE]
         if any(runner.attempt.executing for runner in ending):
             self._ballast.release()
@@ -224,9 +231,18 @@ class DiskWatch:
             log.warning("no task of this node is to blame for the full disk", free_bytes=free)
             self._ballast.release()
             return
-        await asyncio.to_thread(_hold, runner)
+        held = [boundary for each in self._attempts if (boundary := _boundary(each)) is not None]
+        await asyncio.to_thread(_hold, held)
+        failpoints.hit("after_hold_for_disk")
         self._ballast.release()
-        await self._end(guilty, StopReason.DISK_PRESSURE, used[guilty])
+        try:
+            await self._end(guilty, StopReason.DISK_PRESSURE, used[guilty])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_SECONDS):
+                    await runner.over.wait()
+            await asyncio.to_thread(self._ballast.make)  # before anybody can fill that again
+        finally:
+            await asyncio.to_thread(_let_go, held)
 
     def _make_room_for_its_end(self, runner: "AttemptRunner") -> None:
         """Take away the files of a culprit that is dead already: its shim may be waiting for room to record that."""
@@ -247,19 +263,25 @@ class DiskWatch:
             runner.pursue(change.effects)
 
     def _resume(self) -> None:
-        """A former life may have held a culprit, and been killed before it could end it."""
-        for runner in self._attempts:
-            boundary = runner.recorded_boundary()
-            if runner.attempt.state is not State.SWEEPING and runner.attempt.executing and boundary is not None:
-                kernel.resume(boundary)
+        """A former life may have held tasks, and been killed before it let them go."""
+        _let_go([boundary for runner in self._attempts if (boundary := _boundary(runner)) is not None])
 
 
 def _held(used: int) -> Detail:
     return ("DiskUsed", f"{used} bytes")
 
 
-def _hold(runner: "AttemptRunner") -> None:
-    """Stop the processes of a task where they are: what is let go now must not be filled by them. Blocks."""
-    boundary = runner.recorded_boundary()
-    if boundary is not None:
+def _boundary(runner: "AttemptRunner") -> dict[str, str] | None:
+    """The boundary in which something of the attempt may run."""
+    return runner.recorded_boundary() if runner.attempt.executing else None
+
+
+def _hold(boundaries: list[dict[str, str]]) -> None:
+    """Stop processes where they are: what is let go now must not be filled by them. Blocks."""
+    for boundary in boundaries:
         kernel.pause(boundary, PAUSE_SECONDS)
+
+
+def _let_go(boundaries: list[dict[str, str]]) -> None:
+    for boundary in boundaries:
+        kernel.resume(boundary)

@@ -19,6 +19,7 @@ NAMES = (
     "after_account_commit",
     "after_account_close",
     "after_bin",
+    "after_hold_for_disk",
     "mid_migration",
 )
 """Every point of the agent. Shims inherit the environment: no name is one of theirs (nodeagent/shim)."""

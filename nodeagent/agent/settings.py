@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from nodeagent.model.values import BatchId
 
+LEAST_BALLAST_BYTES = 1 << 20
+"""What a few records and transactions need."""
+
 
 class AgentSettings(BaseModel):
     """The settings of one agent. Paths are made absolute by the agent; durations are seconds."""
@@ -105,4 +108,8 @@ class AgentSettings(BaseModel):
         soft, hard = self.disk_soft_free_bytes, self.disk_hard_free_bytes
         if soft is not None and hard is not None and soft < hard:
             raise ValueError("disk_soft_free_bytes must not be less than disk_hard_free_bytes")
+        if hard is not None and self.ballast_bytes < LEAST_BALLAST_BYTES:
+            raise ValueError(
+                "disk_hard_free_bytes needs ballast_bytes of at least 1048576, or a task's end has no room"
+            )
         return self

@@ -115,7 +115,7 @@ class JobRun:
                 self._problem = "the end of a task disabled the job, so its other tasks cannot run"
             if job["state"] not in ("active", "enabling"):
                 return
-            if self._grows and await self._client.unfinished(self._file.job.id) == 0:
+            if self._grows and not await self._look_for_more():
                 return
             if self._no_node_left():
                 self._problem = "the job preparation task failed on every node, so its tasks cannot run"
@@ -124,6 +124,12 @@ class JobRun:
                 self._problem = f"{_counted(stuck)} can never run: what they wait for failed, or is not there"
                 return
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look_for_more(self) -> bool:
+        """Take in the tasks that a job manager has added; tell whether any is left."""
+        unfinished = await self._client.unfinished(self._file.job.id)
+        self.progress.tasks = max(self.progress.tasks, self.progress.done + unfinished)
+        return unfinished > 0
 
     async def _stuck(self) -> list[str]:
         """Return the tasks that are left if none of them can ever run; only looked for when nothing runs."""

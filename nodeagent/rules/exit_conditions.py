@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nodeagent.model.enums import ExecutionResult, JobAction, OnTaskFailure
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.task import ExitConditions, ExitOptions
-from nodeagent.rules.failures import DISK_FULL, TASK_ENDED
+from nodeagent.rules.failures import DISK_FULL
 
 _UPLOAD_PREFIX = "FileUpload"
 _PRE_PROCESSING_PREFIXES = ("Blob", "Resource", "Command", "Container", "ApplicationPackage")
@@ -28,12 +28,12 @@ def options_for(
     """Return the options that match: the exact code, then the ranges in order, then the class of error, then `default`.
 
     `default` never covers an exit code of 0 that is not listed. A listed exit code goes before a failed upload. A
-    task that was ended has failed with the exit code that the kernel gave it, so an exit code of 0 is not its own.
+    task that was ended has failed whatever its process said, so an exit code of 0 does not count.
     """
     if conditions is None:
         return None
-    ended_well = exit_code == 0 and failure is not None and failure.code == TASK_ENDED
-    by_code = None if ended_well else _by_exit_code(conditions, exit_code)
+    denied = exit_code == 0 and failure is not None and not is_upload_failure(failure)
+    by_code = None if denied else _by_exit_code(conditions, exit_code)
     if by_code is not None:
         return by_code
     if failure is None:

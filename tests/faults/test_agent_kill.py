@@ -164,7 +164,9 @@ async def node(service: ScriptedService, tmp_path: Path) -> AsyncIterator[Node]:
         assert not any(alive(pid) for pid in made.ran(path.name)), f"a process of {path.name} is left"
 
 
-POINTS = [name for name in failpoints.NAMES if name != "mid_migration" and "account" not in name]
+POINTS = [
+    name for name in failpoints.NAMES if name != "mid_migration" and "_account_" not in name and "_disk" not in name
+]
 """Those of accounts are in test_account_kills.py."""
 
 

@@ -59,6 +59,27 @@ async def test_tasks_run_in_the_order_of_their_dependencies(tmp_path: Path) -> N
     assert order == ["1", "2", "middle", "3", "last"]
 
 
+async def test_events_of_an_end_tell_what_was_used(tmp_path: Path) -> None:
+    """By the execution that completed the task; the event of a start has nothing of it."""
+    burn = "i=0; while test $i -lt 30000; do i=$((i+1)); done; exit 2"
+    await run(tmp_path, {"id": "burns", "tasks": [task("a", burn)]})
+    lines = (tmp_path / "state" / "service" / "events.jsonl").read_text().splitlines()
+    events = {event["operationName"]: event["properties"] for event in map(json.loads, lines)}
+    assert "nodeagent" not in events["TaskStartEvent"]
+    used = events["TaskCompleteEvent"]["nodeagent"]["statistics"]
+    assert used == events["TaskFailEvent"]["nodeagent"]["statistics"]
+    assert used["wallClockSeconds"] >= used["userCpuSeconds"] * 0.5 > 0
+    assert used["peakMemoryBytes"] > 2**18
+    assert used.keys() == {
+        "wallClockSeconds",
+        "userCpuSeconds",
+        "kernelCpuSeconds",
+        "peakMemoryBytes",
+        "readBytes",
+        "writeBytes",
+    }
+
+
 async def test_a_run_whose_tasks_can_never_run_ends_and_says_so(tmp_path: Path) -> None:
     """Azure would leave them active for ever; a run has nobody who could help them."""
     body = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.model.task import TaskCreate
+from nodeagent.service.store import tasks
 from nodeagent.service.store.database import Connection, Database, DatabaseClosedError, Transaction
 from nodeagent.service.store.migrations import MIGRATIONS, NewerDatabaseError
 
@@ -125,6 +127,29 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NewerDatabaseError, match="use the newer nodeagent"):
         async with Database(path):
             pass
+
+
+async def test_a_database_of_an_older_version_is_brought_up_with_what_is_in_it(tmp_path: Path) -> None:
+    """Tasks that waited for a node before dependencies were known wait for nothing else, and are ready."""
+    path = tmp_path / "x.db"
+    raw = sqlite3.connect(path)
+    raw.executescript(MIGRATIONS[0])
+    raw.execute(
+        "INSERT INTO jobs (key, id, spec, pool_key, pool_id, priority, max_parallel_tasks, state, state_time, created,"
+        " modified) VALUES ('j', 'j', '{}', 'p', 'p', 0, -1, 'active', 0, 0, 0)"
+    )
+    raw.execute(
+        "INSERT INTO tasks (job_num, key, id, kind, required_slots, state, state_time, created, modified)"
+        " VALUES (1, 't', 't', 'user', 1, 'active', 0, 0, 0)"
+    )
+    spec = TaskCreate(id="t", command_line="x")
+    raw.execute("INSERT INTO task_specs (task_num, spec) VALUES (1, ?)", (spec.to_json(),))
+    raw.execute("PRAGMA user_version=1")
+    raw.commit()
+    raw.close()
+    async with Database(path) as database:
+        ready = await database.read(lambda tx: tasks.ready(tx, 1, max_slots=1, limit=5))
+    assert [row.spec for row in ready] == [spec]
 
 
 async def test_commits_are_synchronous_unless_asked_otherwise(tmp_path: Path) -> None:

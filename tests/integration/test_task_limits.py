@@ -1,6 +1,7 @@
 """Limits that the node's settings set, kept by the kernel: what a task meets, and what is told of it."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from nodeagent.boundary import probe
 from nodeagent.boundary.base import BoundaryError
 from nodeagent.boundary.limits import CONTROLLERS, LimitedBoundaries, Limits, counted
 from nodeagent.model.protocol import AttemptKind, EndJobSession, Outcome
+from tests.integration.command_line import nodeagent
 
 MIB = 1 << 20
 PYTHON = sys.executable
@@ -37,6 +39,13 @@ def controllers_work() -> bool:
 
 
 LIMITABLE = controllers_work()
+
+
+def needs_controllers() -> None:
+    """A plain user on a machine that delegates no controller cannot limit; that it is refused has its own test."""
+    assert LIMITABLE or os.geteuid() != 0, "root can limit everywhere"
+    if not LIMITABLE:
+        pytest.skip("no cgroup controller is delegated to this user")
 
 
 @pytest.fixture
@@ -97,8 +106,7 @@ async def test_a_task_beyond_its_memory_is_told_as_out_of_memory(
 
 async def test_a_child_that_the_kernel_ended_is_told_with_the_failure_of_its_parent(agent: Agent) -> None:
     """The first process has an exit code of its own: it stays, with the evidence beside it; success stays success."""
-    if not LIMITABLE:
-        return
+    needs_controllers()
     script = f'{PYTHON} -c "bytearray(90 << 20)"; exit'
     async with agent(memory_bytes_per_slot=64 * MIB) as service:
         service.send(task("a1", f"/bin/sh -c '{script} 3'"), task("a2", f"/bin/sh -c '{script} 0'"))
@@ -121,8 +129,7 @@ async def test_a_sigkill_without_evidence_is_never_called_out_of_memory(agent: A
 
 async def test_processes_beyond_the_limit_are_refused_and_counted(agent: Agent) -> None:
     """A storm of forks fails inside the task; the node goes on, and the task's failure says why."""
-    if not LIMITABLE:
-        return
+    needs_controllers()
     storm = "for i in 1 2 3 4 5 6 7 8 9; do sleep 60 & done; wait"
     async with agent(pids_per_task=5) as service:
         service.send(task("a1", f"/bin/sh -c '{storm}'"), task("a2", "/bin/true"))
@@ -135,8 +142,7 @@ async def test_processes_beyond_the_limit_are_refused_and_counted(agent: Agent) 
 
 async def test_processor_time_is_limited(agent: Agent, tmp_path: Path) -> None:
     """Half a second of work with a tenth of a core takes seconds, not half of one."""
-    if not LIMITABLE:
-        return
+    needs_controllers()
     burn = "import time; s = time.monotonic()\nwhile time.process_time() < .5: pass\nprint(time.monotonic() - s)"
     (tmp_path / "burn.py").write_text(burn)
     async with agent(cpu_cores_per_slot=0.1) as service:
@@ -148,8 +154,7 @@ async def test_processor_time_is_limited(agent: Agent, tmp_path: Path) -> None:
 
 async def test_what_a_preparation_left_running_stays_limited_and_its_cgroups_go_with_the_session(agent: Agent) -> None:
     """Cgroups of the limits nest as boundaries do, and are taken away with them."""
-    if not LIMITABLE:
-        return
+    needs_controllers()
     async with agent(memory_bytes_per_slot=64 * MIB, pids_per_task=50) as service:
         service.send(task("p1", "/bin/sh -c 'sleep 600 & exit 0'", kind=AttemptKind.JOB_PREPARATION))
         outcome, _ = await end_of(service, "p1")
@@ -190,6 +195,22 @@ async def test_capped_output_keeps_head_and_tail(agent: Agent, tmp_path: Path) -
     assert (tmp_path / "root/workitems/job/job-1/t/stderr.txt").read_text() == "1\n2\n3\n4\n5\n"
 
 
+async def test_the_run_command_tells_out_of_memory(tmp_path: Path) -> None:
+    """A limit from the environment holds in local mode, and the evidence is in the task's failureInfo."""
+    needs_controllers()
+    command = f"{PYTHON} -c 'bytearray(90 << 20)'"
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"id": "hungry", "tasks": [{"id": "t", "commandLine": command}]}))
+    environment = {"NODEAGENT_AGENT_MEMORY_BYTES_PER_SLOT": str(64 * MIB)}
+    status, out, err = await nodeagent(
+        "run", job, "--json", f"--state-dir={tmp_path / 'state'}", environment=environment
+    )
+    assert status == 1, err
+    (told,) = json.loads(out)["tasks"]
+    details = {item["name"]: item["value"] for item in told["failureInfo"]["details"]}
+    assert "for want of memory" in details["OutOfMemory"]
+
+
 def test_limits_of_nothing_need_nothing() -> None:
     """Without limits any boundary will do, and the kernel is asked for no count."""
     boundaries = LimitedBoundaries(probe.choose("x", "process_group").provider, "x", Limits().controllers)
@@ -201,8 +222,7 @@ def test_limits_of_nothing_need_nothing() -> None:
 
 async def test_limits_work_beside_a_boundary_without_cgroups(agent: Agent) -> None:
     """Containment and limits are chosen apart: a process group can be limited as well."""
-    if not LIMITABLE or os.geteuid() != 0:
-        return
+    needs_controllers()
     async with agent(memory_bytes_per_slot=64 * MIB, boundary="process_group") as service:
         service.send(task("a1", f"{PYTHON} -c 'bytearray(90 << 20)'"))
         _, details = await end_of(service, "a1")

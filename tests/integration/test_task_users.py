@@ -25,7 +25,7 @@ from nodeagent.agent.daemon import run_agent
 from nodeagent.agent.testing import ScriptedService, agent_settings, task
 from nodeagent.model.enums import AutoUserScope, ElevationLevel
 from nodeagent.model.failure import FailureInfo
-from nodeagent.model.protocol import Assignment, AttemptKind, NamedUser, Outcome, RemoveFiles
+from nodeagent.model.protocol import Assignment, AttemptKind, EndJobSession, NamedUser, Outcome, RemoveFiles
 from nodeagent.model.values import AutoUserSpecification, UserIdentity
 from nodeagent.service.app import Service
 from nodeagent.service.settings import ServiceSettings
@@ -209,12 +209,14 @@ async def test_every_user_writes_into_the_shared_directory_and_removes_only_its_
     assert {path.name for path in node.shared.iterdir()} == {"of-a", "of-b"}
 
 
-@pytest.mark.parametrize(("identity", "code"), [(POOL, 0), (TASK, 1)])
+@pytest.mark.parametrize(
+    ("own", "identity", "code"), [(POOL, POOL, 0), (POOL, TASK, 1), (TASK, POOL, 1), (ADMIN, POOL, 1)]
+)
 async def test_what_the_preparation_has_left_is_read_by_all_and_written_by_its_own_user(
-    node: Node, identity: UserIdentity, code: int
+    node: Node, own: UserIdentity, identity: UserIdentity, code: int
 ) -> None:
-    """A preparation in pool scope: its directory is open to all for reading, to the pool user for writing."""
-    await node.output(task("p", shell("echo data > data"), kind=AttemptKind.JOB_PREPARATION))
+    """Whoever it ran as: its directory is open to all for reading, and to the same account for writing."""
+    await node.output(as_user(task("p", shell("echo data > data"), kind=AttemptKind.JOB_PREPARATION), own))
     read = as_user(task("r", shell("cat $AZ_BATCH_JOB_PREP_WORKING_DIR/data"), gate="p"), identity)
     write = as_user(task("w", shell("touch $AZ_BATCH_JOB_PREP_WORKING_DIR/more"), gate="p"), identity)
     assert await node.output(read) == "data"
@@ -278,6 +280,33 @@ async def test_the_directory_of_an_ended_task_is_closed_before_its_uid_is_anybod
     assert uids == [*range(FIRST + 2, LAST + 1), FIRST + 1]
     spy = as_user(task("spy", shell(f"cat {node.directory('task-a0')}/wd/secret")), TASK)
     assert (await node.ended(spy)).exit_code == 1
+
+
+async def test_the_uid_of_a_preparation_is_free_when_its_directory_has_gone(node: Node) -> None:
+    """What it has left is used until then: nobody else may have its uid."""
+    prepare = as_user(task("p", shell("id -u"), job_id="prepared", kind=AttemptKind.JOB_PREPARATION), TASK)
+    assert (await node.ended(prepare)).exit_code == 0
+    directory = node.root / "workitems/prepared/job-1/jobpreparation"
+    assert directory.stat().st_uid == FIRST + 1
+    uids = [int(await node.output(as_user(task(f"a{number}", shell("id -u")), TASK))) for number in range(9)]
+    assert uids == [*range(FIRST + 2, LAST + 1), FIRST + 2]
+    node.service.send(EndJobSession(job_id="prepared"), RemoveFiles(job_id="prepared"))
+    await until(lambda: not directory.exists(), "the directory is removed")
+    # those that were freed before it come first
+    for number in range(20):
+        if int(await node.output(as_user(task(f"b{number}", shell("id -u")), TASK))) == FIRST + 1:
+            return
+    pytest.fail("the uid of the preparation was never given again")
+
+
+async def test_without_accounts_a_user_that_the_pool_does_not_have_is_told_all_the_same(
+    service: ScriptedService, folder: Path
+) -> None:
+    """And one that it has runs as the agent's user."""
+    async with node_on(folder, service, accounts="none") as node:
+        outcome = await node.ended(as_user(task("a", "true"), UserIdentity(username="dora")))
+        assert "the pool has no user account 'dora'" in message_of(outcome.failure_info)
+        assert await node.output(as_user(task("b", WHO), *named("carol"))) == "0 0 0 root root carol"
 
 
 async def test_the_file_server_reads_and_removal_removes_what_users_have_closed(node: Node) -> None:
@@ -447,7 +476,9 @@ async def test_a_named_user_of_the_pool_through_the_sdk(folder: Path) -> None:
         None,
         "CommandLaunchFailed",
     )
-    assert [(user.name, user.password) for user in shown.user_accounts or ()] == [("carol", None)]
+    assert [user.as_dict() for user in shown.user_accounts or ()] == [
+        {"name": "carol", "elevationLevel": "nonadmin", "linuxUserConfiguration": {"uid": 70123, "gid": 70124}}
+    ]
     assert _files_with_password(folder) <= {"service.db", "service.db-wal"}
 
 

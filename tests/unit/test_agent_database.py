@@ -1,10 +1,11 @@
 """agent.db: group commit, isolation of failures, migrations, and what is told of a database that is not ours."""
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,56 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         NewerStateError, match=rf"agent\.db has layout {known + 1}, this version of nodeagent knows {known}"
     ):
         await Database(tmp_path / "agent.db").open()
+
+
+async def test_a_database_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    """Its attempts are read as they were, and new ones go beside them."""
+    accepted, _ = rules.step(rules.new_attempt(task("a", "x")), rules.Accepted(), NOW)
+    with contextlib.closing(sqlite3.connect(tmp_path / "agent.db")) as connection:
+        connection.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1")
+        connection.execute(
+            "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ("a", "job", "task-a", 1, task("a", "x").to_json(), *journal._dynamic(accepted)),
+        )
+        connection.commit()
+
+    database = Database(tmp_path / "agent.db")
+    await database.open()
+    try:
+        await database.write(lambda db: journal.insert_attempt(db, replace(accepted, attempt_id="b"), task("b", "x")))
+        rows = await database.write(journal.owed_attempts)
+        assert await database.write(lambda db: journal.take_expired(db, NOW, 10)) == []
+    finally:
+        await database.close()
+    assert [row.assignment.attempt_id for row in rows] == ["a", "b"]
+    assert rows[0].attempt == accepted
+
+
+async def test_the_earliest_expired_comes_first_and_only_once(database: Database) -> None:
+    """Only what is acknowledged; an attempt that has become a removal is not found again."""
+
+    def store(name: str, state: str, seconds: int) -> Callable[[sqlite3.Connection], None]:
+        def write(connection: sqlite3.Connection) -> None:
+            assignment = task(name, "x", job_id=f"job-of-{name}")
+            journal.insert_attempt(connection, rules.new_attempt(assignment), assignment)
+            journal.set_expiry(connection, name, NOW + timedelta(seconds=seconds))
+            connection.execute("UPDATE attempts SET state = ? WHERE attempt_id = ?", (state, name))
+
+        return write
+
+    for name, state, seconds in (
+        ("late", "retained", -1),
+        ("early", "retained", -9),
+        ("owed", "reported", -9),
+        ("young", "retained", 9),
+    ):
+        await database.write(store(name, state, seconds))
+
+    first = await database.write(lambda db: journal.take_expired(db, NOW, 1))
+    then = await database.write(lambda db: journal.take_expired(db, NOW, 10))
+    assert [removal.attempt_ids for removal in (*first, *then)] == [("early",), ("late",)]
+    assert await database.write(journal.removals) == [*first, *then]
+    assert await database.write(lambda db: journal.take_expired(db, NOW, 10)) == []
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

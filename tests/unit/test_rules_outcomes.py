@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from nodeagent.model.enums import DependencyAction, ExecutionResult, JobAction
+from nodeagent.model.enums import DependencyAction, ErrorCategory, ExecutionResult, JobAction
+from nodeagent.model.failure import FailureInfo
 from nodeagent.model.job import JobCreate
 from nodeagent.model.protocol import Outcome, StopReason
 from nodeagent.model.task import (
@@ -100,8 +101,8 @@ def test_exit_conditions_go_from_code_to_range_to_class_to_default() -> None:
     assert exit_conditions.job_action(None, result=OK) is JobAction.NONE
 
 
-def test_a_task_that_was_ended_has_failed_with_the_exit_code_that_the_kernel_gave_it() -> None:
-    """Its code may be listed; an exit code of 0 after SIGTERM is no success of its own, so `default` covers it."""
+def test_a_task_that_was_ended_has_failed_whatever_its_process_said() -> None:
+    """Its signal may be listed; an exit code of 0 after SIGTERM is no success, but one before a failed upload is."""
     conditions = ExitConditions(
         exit_codes=(
             ExitCodeMapping(code=-15, exit_options=DISABLE),
@@ -109,10 +110,13 @@ def test_a_task_that_was_ended_has_failed_with_the_exit_code_that_the_kernel_gav
         ),
         default=TERMINATE,
     )
-    ended = failures.task_ended(StopReason.WALL_CLOCK)
-    assert exit_conditions.options_for(conditions, exit_code=-15, failure=ended) is DISABLE
-    assert exit_conditions.options_for(conditions, exit_code=0, failure=ended) is TERMINATE
-    assert exit_conditions.options_for(conditions, exit_code=None, failure=ended) is TERMINATE
+    for reason in (StopReason.WALL_CLOCK, StopReason.DISK_PRESSURE):
+        ended = failures.task_ended(reason)
+        assert exit_conditions.options_for(conditions, exit_code=-15, failure=ended) is DISABLE
+        assert exit_conditions.options_for(conditions, exit_code=0, failure=ended) is TERMINATE
+        assert exit_conditions.options_for(conditions, exit_code=None, failure=ended) is TERMINATE
+    upload = FailureInfo(category=ErrorCategory.USER_ERROR, code="FileUploadMiscError", message="m")
+    assert exit_conditions.options_for(conditions, exit_code=0, failure=upload) is SATISFY
 
 
 def test_a_success_or_what_the_exit_options_say_satisfies_dependents() -> None:

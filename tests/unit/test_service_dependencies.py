@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeagent.model.enums import DependencyAction, ExecutionResult, JobAction, JobState, OnTaskFailure, TaskState
+from nodeagent.model.enums import DependencyAction, JobAction, JobState, OnTaskFailure, TaskState
 from nodeagent.model.task import (
     ExitCodeMapping,
     ExitConditions,
@@ -213,23 +213,3 @@ def test_dependencies_and_actions_are_refused_where_the_job_does_not_take_them(w
     too_long = TaskDependencies(task_ids=("x" * 64,) * (MAX_TASK_IDS_LENGTH // 64 + 1))
     assert refusal(depends_on=too_long).code == "TaskDependencyListTooLong"
     add(world, "t", exit_conditions=ExitConditions(pre_processing_error=action))
-
-
-def test_a_terminated_task_learns_the_exit_code_of_its_process(world: World, node: FakeNode) -> None:
-    """It is complete at once, without one; the node tells it when the process is gone, unless it runs again by then."""
-    for task_id in ("a", "b"):
-        add(world, task_id)
-        node.fetch()
-    attempts = {attempt.assignment.task_id: attempt for attempt in node.live.values()}
-    for task_id, attempt in attempts.items():
-        node.run(attempt)
-        world.verb(tasks.terminate_task, "job", task_id)
-        assert world.task(task_id).execution.exit_code is None
-    world.verb(tasks.reactivate_task, "job", "b")
-    node.fetch()
-    for attempt in attempts.values():
-        node.finish(attempt)
-    assert world.task("a").execution.exit_code == -15
-    assert world.task("a").execution.result is ExecutionResult.FAILURE
-    assert world.task("b").execution.exit_code is None
-    assert at_node(node) == ["b"]

@@ -20,24 +20,28 @@ from nodeagent.model.enums import (
     OnTaskFailure,
     TaskState,
 )
+from nodeagent.model.events import EventRecord
 from nodeagent.model.job import JobConstraints, JobManagerTask, JobPatch
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
     EndJobSession,
+    Outcome,
     RemoveFiles,
     Report,
     ReportStatus,
     ReturnReason,
+    StopReason,
     Transition,
 )
 from nodeagent.model.task import ExitCodeMapping, ExitConditions, ExitOptions, TaskCreate, TaskDependencies
+from nodeagent.rules.failures import task_ended
 from nodeagent.rules.retry import MAX_INTERNAL_RETRIES
 from nodeagent.service.background import ClockWatch
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import deadlines, jobs, nodes, pools, tasks
-from nodeagent.service.store import counts, job_nodes
+from nodeagent.service.store import counts, events, job_nodes
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store import nodes as node_rows
 from nodeagent.service.store import tasks as task_rows
@@ -84,6 +88,20 @@ def test_a_task_runs_to_its_end_with_the_states_and_times_of_batch(world: World)
     row = node.row
     assert (row.state, row.running_tasks, row.free_slots) == (NodeState.IDLE, 0, 2)
     assert (row.total_tasks_run, row.total_tasks_succeeded) == (1, 1)
+
+
+def test_the_event_of_an_end_without_an_execution_has_no_statistics(world: World) -> None:
+    """The documented properties are all there, `exitCode` as null; of a task that never ran nothing was used."""
+    world.create_job()
+    world.drain_node(world.nodes[0])
+    world.add_task("t")
+    world.verb(tasks.terminate_task, "job", "t")
+    rows = world.store.do(lambda tx: events.after(tx, 0))
+    ends = [EventRecord.from_json(text) for _, text in rows]
+    assert [event.operation_name for event in ends] == ["TaskCompleteEvent", "TaskFailEvent"]
+    for _, text in rows:
+        assert '"exitCode":null' in text
+        assert "nodeagent" not in text
 
 
 def test_a_failure_is_retried_until_no_retry_is_left(world: World) -> None:
@@ -248,6 +266,44 @@ def test_terminating_a_running_task_completes_it_at_once(world: World) -> None:
     world.drain()
     assert world.task("t").execution.result is ExecutionResult.SUCCESS
     assert world.task("next").execution.result is ExecutionResult.SUCCESS
+
+
+def test_a_terminated_task_shows_how_its_process_ended_once_that_is_known(world: World) -> None:
+    """It is complete at once; evidence comes later, unless the task was reactivated, or its process was faster."""
+    world.create_job()
+    node = world.nodes[0]
+
+    def terminate(task_id: str) -> Running:
+        world.add_task(task_id)
+        node.fetch()
+        attempt = next(found for found in node.live.values() if found.assignment.task_id == task_id)
+        node.run(attempt)
+        world.verb(tasks.terminate_task, "job", task_id)
+        assert world.task(task_id).execution.exit_code is None
+        return attempt
+
+    told, again = terminate("told"), terminate("again")
+    node.fetch()
+    world.verb(tasks.reactivate_task, "job", "again")
+    world.verb(tasks.terminate_task, "job", "again")
+    for attempt in (told, again):
+        failure = task_ended(StopReason.USER_TERMINATE, "last words")
+        outcome = Outcome(
+            result=ExecutionResult.FAILURE,
+            end_time=world.store.now,
+            exit_code=-15,
+            failure_info=failure,
+            stop_reason=StopReason.USER_TERMINATE,
+        )
+        node.report(attempt, Transition.COMPLETED, outcome=outcome)
+    execution = world.task("told").execution
+    assert (execution.exit_code, execution.failure_info) == (-15, failure)
+    assert world.task("again").execution.exit_code is None, "what ended had been reactivated before"
+    faster = terminate("faster")
+    node.finish(faster)
+    execution = world.task("faster").execution
+    assert execution.result is ExecutionResult.FAILURE
+    assert (execution.exit_code, execution.failure_info) == (None, task_ended(StopReason.USER_TERMINATE))
 
 
 def test_a_silent_node_loses_its_tasks_exactly_once(worlds: Callable[..., World]) -> None:

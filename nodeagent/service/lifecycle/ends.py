@@ -46,8 +46,10 @@ def close_attempt(
         now=now,
     )
     if attempt.task_num is not None and attempt.detached:
-        exit_code = None if outcome is None else outcome.exit_code
-        tasks.release_attempt(tx, attempt.task_num, attempt.num, exit_code)
+        if outcome is not None and outcome.stop_reason is attempt.stop_reason and outcome.failure_info is not None:
+            failure, exit_code = outcome.failure_info, outcome.exit_code
+            tasks.add_evidence(tx, attempt.task_num, attempt.num, exit_code=exit_code, failure=failure)
+        tasks.release_attempt(tx, attempt.task_num, attempt.num)
     if attempt.remove_files:
         dispatch.remove_files(tx, job.id, attempt.node_num, (attempt.id,))
     tx.signal(SCHEDULE)

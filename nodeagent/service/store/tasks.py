@@ -324,13 +324,20 @@ def set_active(
     )
 
 
-def release_attempt(tx: Transaction, num: int, attempt_num: int, exit_code: int | None = None) -> None:
-    """Cut a task from an attempt that has ended; one that was completed before that gets to know its exit code."""
+def release_attempt(tx: Transaction, num: int, attempt_num: int) -> None:
+    """Cut a task from an attempt that has ended."""
+    tx.execute("UPDATE tasks SET attempt_num = NULL WHERE num = ? AND attempt_num = ?", (num, attempt_num))
+
+
+def add_evidence(tx: Transaction, num: int, attempt_num: int, *, exit_code: int | None, failure: FailureInfo) -> None:
+    """Show of a task that was completed before its attempt ended what is known of that end.
+
+    A task that has been reactivated since, and not run again, has nothing to do with it any longer.
+    """
     tx.execute(
-        "UPDATE tasks SET attempt_num = NULL,"
-        " exit_code = CASE WHEN state = 'completed' THEN coalesce(exit_code, ?) ELSE exit_code END"
-        " WHERE num = ? AND attempt_num = ?",
-        (exit_code, num, attempt_num),
+        "UPDATE tasks SET exit_code = ?, failure_info = ?"
+        " WHERE num = ? AND attempt_num = ? AND state = 'completed' AND start_time IS NOT NULL",
+        (exit_code, failure.to_json(), num, attempt_num),
     )
 
 
