@@ -109,13 +109,13 @@ def python(program: str) -> str:
     return f"{sys.executable} -c {shlex.quote(program)}"
 
 
-def living(attempt_id: str) -> list[int]:
-    """The processes that carry the mark of an attempt and are no zombies."""
+def living(node: Node, attempt_id: str) -> list[int]:
+    """The processes that carry the mark of an attempt of this node and are no zombies."""
     found = []
-    mark = f"NODEAGENT_ATTEMPT={attempt_id}\0".encode()
+    marks = (f"NODEAGENT_ATTEMPT={attempt_id}\0".encode(), f"AZ_BATCH_NODE_ROOT_DIR={node.folder}/root\0".encode())
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+            if entry.name.isdigit() and all(mark in (entry / "environ").read_bytes() for mark in marks):
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -320,7 +320,7 @@ async def test_a_preparation_that_is_lost_again_and_again_is_given_up(service: S
     assert failure.code == "MaxInternalRetryCountReached"
     assert details["Recoveries"] == "3"
     assert (await outcome_of(service, "p")).exit_code is None
-    assert not living("p")
+    assert not living(node, "p")
 
 
 # What is stopped.
@@ -394,7 +394,7 @@ async def test_the_grace_is_a_setting(service: ScriptedService, tmp_path: Path, 
         assert stop is not None
         assert outcome.exit_code == (-9 if grace else outcome.exit_code)
         assert grace <= node.record("a1").ended_at - stop.requested_at < grace + 5
-        assert not living("a1")
+        assert not living(node, "a1")
 
 
 # What will not go.
@@ -440,7 +440,7 @@ async def test_what_a_task_leaves_is_killed_and_counted(
     """The end is the task's own; what it left behind is gone before that is told, and the failure says how many."""
     service.send(task("a1", python(program)))
     _, details = await failure_of(service, "a1")
-    assert not living("a1")
+    assert not living(node, "a1")
     assert (await outcome_of(service, "a1")).exit_code == code
     assert details["LeftoverProcesses"] == "1 killed, 0 remain"
     swept = records.read(str(node.records / "a1"), records.SweptRecord)
@@ -457,7 +457,7 @@ async def test_what_does_not_want_to_end_is_ended(
     await until((node.directory("t") / "wd" / "up").exists, "the task to run")
     service.send(StopAttempt(attempt_id="a1", reason=StopReason.USER_TERMINATE))
     failure, details = await failure_of(service, "a1")
-    assert not living("a1")
+    assert not living(node, "a1")
     assert failure.code == "TaskEnded"
     killed, _, rest = str(details["LeftoverProcesses"]).partition(" ")
     assert int(killed) >= least
