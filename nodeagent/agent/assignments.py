@@ -23,7 +23,8 @@ from nodeagent.model.protocol import (
     RemoveFiles,
     StopAttempt,
 )
-from nodeagent.rules.attempt import Accepted, StopRequested, new_attempt
+from nodeagent.rules.attempt import new_attempt
+from nodeagent.rules.attempt_events import Accepted, StopRequested
 
 log = structlog.get_logger(__name__)
 

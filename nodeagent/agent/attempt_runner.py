@@ -33,6 +33,7 @@ from nodeagent.boundary.limits import LimitedBoundaries, counted
 from nodeagent.model.protocol import Assignment, AttemptKind, StopReason, Sweep, Transition
 from nodeagent.model.times import utc_now
 from nodeagent.rules import attempt as rules
+from nodeagent.rules import attempt_effects, attempt_events
 from nodeagent.rules.accounts import AccountError
 from nodeagent.rules.attempt import Attempt
 from nodeagent.rules.command_line import CommandLineError
@@ -80,7 +81,7 @@ class Change:
     after: Attempt
     event: str
     at: datetime
-    effects: tuple[rules.Effect, ...]
+    effects: tuple[attempt_effects.Effect, ...]
     rows: tuple[journal.OutboxRow, ...] = field(default=())
     detail: str | None = None
 
@@ -107,14 +108,14 @@ class Change:
             journal.drop_reports(connection, self.after.attempt_id)
 
 
-def change_of(before: Attempt, event: rules.Event, stepped: rules.Stepped, at: datetime) -> Change:
+def change_of(before: Attempt, event: attempt_events.Event, stepped: rules.Stepped, at: datetime) -> Change:
     """Return the change that a step is."""
     after, effects = stepped
-    rows = tuple(_outbox_row(effect, after) for effect in effects if isinstance(effect, rules.Send))
+    rows = tuple(_outbox_row(effect, after) for effect in effects if isinstance(effect, attempt_effects.Send))
     return Change(before, after, type(event).__name__, at, effects, rows, getattr(event, "detail", None))
 
 
-def _outbox_row(effect: rules.Send, after: Attempt) -> journal.OutboxRow:
+def _outbox_row(effect: attempt_effects.Send, after: Attempt) -> journal.OutboxRow:
     report = effect.report
     last = after.terminal is not None and report.seq == after.last_seq
     return journal.OutboxRow(report.attempt_id, report.seq, report.to_json(), last)
@@ -157,7 +158,7 @@ class AttemptRunner:
         spec = self._spec()
         return None if spec is None else dict(spec.boundary)
 
-    def apply(self, event: rules.Event) -> Change:
+    def apply(self, event: attempt_events.Event) -> Change:
         """Step in memory. Whoever calls stores the change and then calls `committed` with it."""
         at = self._tools.now()
         before = self.attempt
@@ -178,20 +179,20 @@ class AttemptRunner:
         if change.after.acknowledged:
             self._tools.attempts.retire(self)
 
-    def pursue(self, effects: Iterable[rules.Effect]) -> None:
+    def pursue(self, effects: Iterable[attempt_effects.Effect]) -> None:
         """Perform the effects of an event that came from outside, or of a restart, beside whatever goes on."""
         if self.attempt.state in rules.OVER:
             if self._driver is not None and not self._storing:
                 self._driver.cancel()  # it waits for something that does not matter any more
             return
-        todo = tuple(effect for effect in effects if not isinstance(effect, rules.Send))
+        todo = tuple(effect for effect in effects if not isinstance(effect, attempt_effects.Send))
         if not todo:
             return
         task = self._tools.tasks.create_task(self._drive(todo))
-        if not isinstance(todo[0], rules.Stop):
+        if not isinstance(todo[0], attempt_effects.Stop):
             self._driver = task
 
-    async def feed(self, event: rules.Event) -> tuple[rules.Effect, ...]:
+    async def feed(self, event: attempt_events.Event) -> tuple[attempt_effects.Effect, ...]:
         """Step, store, and return what is to be done."""
         change = self.apply(event)
         if rules.must_commit(change.before, change.after):
@@ -205,34 +206,34 @@ class AttemptRunner:
         self.committed(change)
         return change.effects
 
-    async def _drive(self, effects: tuple[rules.Effect, ...]) -> None:
+    async def _drive(self, effects: tuple[attempt_effects.Effect, ...]) -> None:
         while effects:
-            event: rules.Event | None = None
+            event: attempt_events.Event | None = None
             for effect in effects:
-                if not isinstance(effect, rules.Send):
+                if not isinstance(effect, attempt_effects.Send):
                     event = await self._perform(effect)
             effects = () if event is None else await self.feed(event)
 
-    async def _perform(self, effect: rules.Effect) -> rules.Event | None:  # noqa: PLR0911 - one line per kind of effect
+    async def _perform(self, effect: attempt_effects.Effect) -> attempt_events.Event | None:  # noqa: PLR0911 - one line per kind of effect
         match effect:
-            case rules.Launch():
+            case attempt_effects.Launch():
                 return await self._settled(self._launch())
-            case rules.Look():
+            case attempt_effects.Look():
                 return await self._settled(self._look())
-            case rules.AwaitPreparation():
+            case attempt_effects.AwaitPreparation():
                 return await self._await_preparation()
-            case rules.SweepBoundary():
-                return rules.Swept(await self._sweep_once())
-            case rules.Stop(reason):
+            case attempt_effects.SweepBoundary():
+                return attempt_events.Swept(await self._sweep_once())
+            case attempt_effects.Stop(reason):
                 if self._spec_written:
                     await self._stop(reason)
                 return None
-            case rules.TransferIn():
-                return rules.PreProcessingFailed(not_handled("BlobDownloadMiscError", "resource files"))
-            case rules.PullImage():
-                return rules.PreProcessingFailed(not_handled("ContainerMiscError", "container images"))
-            case rules.TransferOut():
-                return rules.TransferredOut(not_handled("FileUploadMiscError", "output files"))
+            case attempt_effects.TransferIn():
+                return attempt_events.PreProcessingFailed(not_handled("BlobDownloadMiscError", "resource files"))
+            case attempt_effects.PullImage():
+                return attempt_events.PreProcessingFailed(not_handled("ContainerMiscError", "container images"))
+            case attempt_effects.TransferOut():
+                return attempt_events.TransferredOut(not_handled("FileUploadMiscError", "output files"))
             case _:
                 raise TypeError(f"{effect} is nothing that a runner performs")
 
@@ -250,7 +251,7 @@ class AttemptRunner:
             self._tools.disk.met_full()
             await asyncio.sleep(FULL_SECONDS)
 
-    async def _launch(self) -> rules.Event:
+    async def _launch(self) -> attempt_events.Event:
         if self.attempt.plan.kind is not AttemptKind.JOB_RELEASE:  # which may clean up
             await self._tools.disk.room(self._unwanted)
         refusal = await self._prepare()
@@ -262,30 +263,30 @@ class AttemptRunner:
             return await self._look(relaunch=False)
         except LaunchError as error:
             log.error("launch failed", attempt=self.attempt.execution_id, why=str(error))  # noqa: TRY400 - expected
-            return rules.Lost(f"the node could not launch it: {error}")
+            return attempt_events.Lost(f"the node could not launch it: {error}")
         failpoints.hit("after_launch")
         return await self._await_end()
 
-    async def _prepare(self) -> rules.Event | None:
+    async def _prepare(self) -> attempt_events.Event | None:
         """Make directories and write the spec, or return why there is nothing to launch."""
         if self.attempt.stop_reason is None:
             try:
                 await self._write_spec()
             except (CommandLineError, EnvironmentLoopError) as error:
-                return rules.PreProcessingFailed(command_refused(str(error)))
+                return attempt_events.PreProcessingFailed(command_refused(str(error)))
             except AccountError as error:
-                return rules.PreProcessingFailed(command_refused(str(error), ("Step", "user")))
+                return attempt_events.PreProcessingFailed(command_refused(str(error), ("Step", "user")))
             except BoundaryError as error:
-                return rules.Lost(f"the node could not contain it: {error}")
+                return attempt_events.Lost(f"the node could not contain it: {error}")
             except OSError as error:
                 if error.errno in FULL:
                     self._tools.disk.met_full()
-                return rules.PreProcessingFailed(directory_failure(error.errno or 0, str(error.filename)))
+                return attempt_events.PreProcessingFailed(directory_failure(error.errno or 0, str(error.filename)))
         # a stop may have come while the spec was being written
         return None if self.attempt.stop_reason is None else self._never_launched()
 
-    def _never_launched(self) -> rules.Event:
-        return rules.Ended(at=self._tools.now(), stop_reason=self.attempt.stop_reason, sweep=Sweep())
+    def _never_launched(self) -> attempt_events.Event:
+        return attempt_events.Ended(at=self._tools.now(), stop_reason=self.attempt.stop_reason, sweep=Sweep())
 
     async def _write_spec(self) -> None:
         """Raises OSError, AccountError, CommandLineError, EnvironmentLoopError, BoundaryError."""
@@ -336,25 +337,25 @@ class AttemptRunner:
                 return row.number
         return None
 
-    async def _await_end(self) -> rules.Event:
-        for effect in await self.feed(rules.Launched()):
+    async def _await_end(self) -> attempt_events.Event:
+        for effect in await self.feed(attempt_events.Launched()):
             await self._perform(effect)
         return await self._end(await self._tools.runtime.wait(self.attempt.execution_id))
 
-    async def _end(self, seen: runtime_base.Ended | runtime_base.Lost) -> rules.Event:
+    async def _end(self, seen: runtime_base.Ended | runtime_base.Lost) -> attempt_events.Event:
         failpoints.hit("after_exit_seen")
         while isinstance(seen, runtime_base.Lost) and seen.remaining:
             log.warning("processes will not die", attempt=self.attempt.execution_id, remaining=seen.remaining)
             seen = await self._tools.runtime.resolve_lost(self.attempt.execution_id)
         event = event_of(seen, self._paths, self._user_name(), stderr_tail=self._tools.stderr_tail)
-        if isinstance(event, rules.Ended):
+        if isinstance(event, attempt_events.Ended):
             event = await self._tools.disk.judged(self, await self._with_evidence(event))
-        clean = isinstance(event, rules.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
+        clean = isinstance(event, attempt_events.Lost) or (event.sweep is not None and event.sweep.remaining == 0)
         if clean and not self.attempt.plan.node_bound:
             await self._remove_boundary()
         return event
 
-    async def _with_evidence(self, event: rules.Ended) -> rules.Ended:
+    async def _with_evidence(self, event: attempt_events.Ended) -> attempt_events.Ended:
         """Add what the kernel counted, before its cgroup is taken away."""
         boundary = await self._boundary_made()
         if not limited(boundary):
@@ -362,7 +363,7 @@ class AttemptRunner:
         limits = self._tools.limits.of_boundary(self.assignment.required_slots)
         return replace(event, evidence=event.evidence + evidence(counted(boundary), limits))
 
-    async def _look(self, *, relaunch: bool = True) -> rules.Event:
+    async def _look(self, *, relaunch: bool = True) -> attempt_events.Event:
         """Find out what became of the execution. Only what no shim ever took is launched, after a restart."""
         runtime, name = self._tools.runtime, self.attempt.execution_id
         if not records.exists(self._records(), records.Spec.FILE):
@@ -379,7 +380,7 @@ class AttemptRunner:
             case _:
                 return await self._end(await runtime.resolve_lost(name))
 
-    async def _settled(self, work: Coroutine[None, None, rules.Event]) -> rules.Event:
+    async def _settled(self, work: Coroutine[None, None, attempt_events.Event]) -> attempt_events.Event:
         """Records that cannot be trusted tell nothing: what runs is ended, and the attempt is lost, not the agent."""
         try:
             return await work
@@ -387,7 +388,7 @@ class AttemptRunner:
             log.error("records damaged", attempt=self.attempt.execution_id, why=str(error))  # noqa: TRY400 - expected
             while (swept := await self._sweep_once()).remaining:
                 pass
-            return rules.Lost(f"{error}; {swept.killed} processes killed, none remains")
+            return attempt_events.Lost(f"{error}; {swept.killed} processes killed, none remains")
 
     async def _sweep_once(self) -> Sweep:
         result = await self._tools.boundaries.sweep(await self._boundary_made())
@@ -430,10 +431,10 @@ class AttemptRunner:
 
     # The preparation that is waited for.
 
-    async def _await_preparation(self) -> rules.Event:
+    async def _await_preparation(self) -> attempt_events.Event:
         gate = self.assignment.preparation
         if gate is None:
-            return rules.PreparationSucceeded()
+            return attempt_events.PreparationSucceeded()
         runner = self._tools.attempts.get(gate.attempt_id)
         if runner is not None:
             await runner.over.wait()
@@ -442,11 +443,11 @@ class AttemptRunner:
         return _gate(None if row is None else row.attempt)
 
 
-def _gate(preparation: Attempt | None) -> rules.Event:
+def _gate(preparation: Attempt | None) -> attempt_events.Event:
     if preparation is None:
-        return rules.PreparationUnknown("the preparation attempt that it waits for is not known on this node")
+        return attempt_events.PreparationUnknown("the preparation attempt that it waits for is not known on this node")
     if preparation.succeeded:
-        return rules.PreparationSucceeded()
+        return attempt_events.PreparationSucceeded()
     if preparation.terminal is Transition.COMPLETED:
-        return rules.PreparationFailed("the job preparation task failed on this node")
-    return rules.PreparationUnknown("the outcome of the job preparation task is not known")
+        return attempt_events.PreparationFailed("the job preparation task failed on this node")
+    return attempt_events.PreparationUnknown("the outcome of the job preparation task is not known")

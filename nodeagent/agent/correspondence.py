@@ -12,7 +12,7 @@ from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.database import Database
 from nodeagent.agent.introduction import Introduction
 from nodeagent.model.protocol import Registered
-from nodeagent.rules.attempt import Acknowledged, Disowned, Event
+from nodeagent.rules.attempt_events import Acknowledged, Disowned, Event
 
 log = structlog.get_logger(__name__)
 

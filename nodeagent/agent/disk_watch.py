@@ -21,7 +21,7 @@ from nodeagent.agent.database import Database
 from nodeagent.agent.disk_usage import free_bytes, take_away, used_bytes
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.model.protocol import StopReason
-from nodeagent.rules.attempt import Ended, StopRequested
+from nodeagent.rules.attempt_events import Ended, StopRequested
 from nodeagent.rules.disk import Level, Thresholds, culprit, level, over_budget
 from nodeagent.rules.failures import Detail, disk_full
 from nodeagent.shim import kernel

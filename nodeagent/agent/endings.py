@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from nodeagent.agent import task_words
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import Statistics, StopReason, Sweep
-from nodeagent.rules.attempt import Ended, Lost
+from nodeagent.rules.attempt_events import Ended, Lost
 from nodeagent.rules.failures import launch_failure, preparation_failure
 from nodeagent.rules.layout import TaskPaths
 from nodeagent.runtime import base as runtime

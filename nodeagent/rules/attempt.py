@@ -21,17 +21,46 @@ from nodeagent.model.protocol import (
     Outcome,
     Report,
     ReturnReason,
-    Statistics,
     StopReason,
     Sweep,
     Transition,
 )
 from nodeagent.model.times import UNLIMITED, format_duration
+from nodeagent.rules.attempt_effects import (
+    AwaitPreparation,
+    Effect,
+    Launch,
+    Look,
+    PullImage,
+    Send,
+    Stop,
+    SweepBoundary,
+    TransferIn,
+    TransferOut,
+)
+from nodeagent.rules.attempt_events import (
+    Accepted,
+    Acknowledged,
+    Disowned,
+    Ended,
+    Event,
+    Launched,
+    Lost,
+    PreparationFailed,
+    PreparationSucceeded,
+    PreparationUnknown,
+    PreProcessingFailed,
+    Pulled,
+    Removed,
+    StopRequested,
+    Swept,
+    TransferredIn,
+    TransferredOut,
+)
 from nodeagent.rules.failures import (
     DISK_FULL,
     EXIT_CODE,
     TASK_ENDED,
-    Detail,
     exit_code_failure,
     recoveries_used_up,
     task_ended,
@@ -212,192 +241,6 @@ def execution_id(attempt_id: str, execution: int) -> str:
     return f"{attempt_id}-r{execution}" if execution else attempt_id
 
 
-# Events: what happened.
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The assignment has been read; the first event of every attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparationSucceeded:
-    """The gate is open."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparationFailed:
-    """The job's preparation task failed here: the attempt is given back."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class PreparationUnknown:
-    """Nothing is known of the preparation task that the attempt waits for."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class TransferredIn:
-    """Resource files and packages are in place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """The image is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreProcessingFailed:
-    """Something before the launch failed: the command never runs, and there is no exit code."""
-
-    failure: FailureInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A shim holds the attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The execution has ended, by what the kernel said and the shim wrote down."""
-
-    at: datetime
-    exit_code: int | None = None
-    """`-n` for signal n; None if the command was never executed."""
-    failure: FailureInfo | None = None
-    """Why the command was never executed; or of one that was, if more is known than its exit code."""
-    stop_reason: StopReason | None = None
-    """Why it was ended, if a stop was under way when it ended."""
-    statistics: Statistics | None = None
-    sweep: Sweep | None = None
-    """Proof that nothing is left of it; None if that is still to be shown."""
-    stderr_tail: str | None = None
-    task_message: str | None = None
-    """What the task wrote to the file named by NODEAGENT_ERROR_FILE, if it failed."""
-    evidence: tuple[Detail, ...] = ()
-    """More details for a failure: what was counted, which limit was met."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Nobody knows how the execution ended, and nothing of it is left; or it never began (`detail` says which)."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """The boundary was swept."""
-
-    sweep: Sweep
-
-
-@dataclass(frozen=True, slots=True)
-class TransferredOut:
-    """Uploads are over; `failure` if one of them could not be made."""
-
-    failure: FailureInfo | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """The attempt is to end before its time. The first reason counts."""
-
-    reason: StopReason
-
-
-@dataclass(frozen=True, slots=True)
-class Disowned:
-    """The service does not know the attempt or has given it up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """The service has the terminal report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """The attempt's files are gone."""
-
-
-Event = (
-    Accepted
-    | PreparationSucceeded
-    | PreparationFailed
-    | PreparationUnknown
-    | TransferredIn
-    | Pulled
-    | PreProcessingFailed
-    | Launched
-    | Ended
-    | Lost
-    | Swept
-    | TransferredOut
-    | StopRequested
-    | Disowned
-    | Acknowledged
-    | Removed
-)
-
-
-# Effects: what is to be done. All but Launch may be performed again.
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Put the report into the outbox, in the transaction of the step."""
-
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitPreparation:
-    """Wait for the end of the job's preparation task on this node."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransferIn:
-    """Bring resource files and packages."""
-
-
-@dataclass(frozen=True, slots=True)
-class PullImage:
-    """Bring the container image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Make directories, write the spec, launch, wait. At most once per execution."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Find out what became of the launch by the records; never launch a second time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the execution that the shim holds."""
-
-    reason: StopReason
-
-
-@dataclass(frozen=True, slots=True)
-class SweepBoundary:
-    """Kill what is left of the execution, and prove that nothing is."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransferOut:
-    """Upload output files."""
-
-
-Effect = Send | AwaitPreparation | TransferIn | PullImage | Launch | Look | Stop | SweepBoundary | TransferOut
 Stepped = tuple[Attempt, tuple[Effect, ...]]
 
 

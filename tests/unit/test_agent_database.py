@@ -17,6 +17,7 @@ from nodeagent.agent.errors import DamagedStateError, NewerStateError, Unwritabl
 from nodeagent.agent.testing import task
 from nodeagent.model.protocol import AttemptKind, RemoveFiles, StopReason, Sweep
 from nodeagent.rules import attempt as rules
+from nodeagent.rules import attempt_events
 
 NOW = datetime(2026, 11, 21, 7, 0, 0, 123456, tzinfo=UTC)
 
@@ -109,7 +110,7 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 async def test_a_database_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
     """Its attempts are read as they were, and new ones go beside them."""
-    accepted, _ = rules.step(rules.new_attempt(task("a", "x")), rules.Accepted(), NOW)
+    accepted, _ = rules.step(rules.new_attempt(task("a", "x")), attempt_events.Accepted(), NOW)
     with contextlib.closing(sqlite3.connect(tmp_path / "agent.db")) as connection:
         connection.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1")
         connection.execute(
@@ -175,17 +176,17 @@ async def test_an_attempt_comes_back_as_it_was_stored(database: Database) -> Non
     """Every field of the state machine, through each step of a preparation that fails, is retried and stopped."""
     assignment = task("p", "/bin/true", kind=AttemptKind.JOB_PREPARATION, max_task_retry_count=3)
     attempt = rules.new_attempt(assignment)
-    accepted, _ = rules.step(attempt, rules.Accepted(), NOW)
+    accepted, _ = rules.step(attempt, attempt_events.Accepted(), NOW)
     number = await database.write(lambda db: journal.insert_attempt(db, accepted, assignment))
     assert number == 1
 
     attempt = accepted
     for event in (
-        rules.Ended(at=NOW, exit_code=3, stderr_tail="no"),
-        rules.Swept(Sweep(killed=2)),
-        rules.StopRequested(StopReason.JOB_TERMINATE),
-        rules.Disowned(),
-        rules.Ended(at=NOW, exit_code=-15, stop_reason=StopReason.JOB_TERMINATE),
+        attempt_events.Ended(at=NOW, exit_code=3, stderr_tail="no"),
+        attempt_events.Swept(Sweep(killed=2)),
+        attempt_events.StopRequested(StopReason.JOB_TERMINATE),
+        attempt_events.Disowned(),
+        attempt_events.Ended(at=NOW, exit_code=-15, stop_reason=StopReason.JOB_TERMINATE),
     ):
         change = change_of(attempt, event, rules.step(attempt, event, NOW), NOW)
         await database.write(change.save)
@@ -199,9 +200,9 @@ async def test_an_attempt_comes_back_as_it_was_stored(database: Database) -> Non
 
 async def test_executions_are_numbered_per_task_across_attempts(database: Database) -> None:
     """A second attempt comes after all executions of the first, so that no directory has two owners."""
-    first, _ = rules.step(rules.new_attempt(task("a", "x", task_id="t")), rules.Accepted(), NOW)
+    first, _ = rules.step(rules.new_attempt(task("a", "x", task_id="t")), attempt_events.Accepted(), NOW)
     first = replace(first, execution=2)
-    second, _ = rules.step(rules.new_attempt(task("b", "x", task_id="t")), rules.Accepted(), NOW)
+    second, _ = rules.step(rules.new_attempt(task("b", "x", task_id="t")), attempt_events.Accepted(), NOW)
 
     assert await database.write(lambda db: journal.insert_attempt(db, first, task("a", "x", task_id="t"))) == 1
     assert await database.write(lambda db: journal.insert_attempt(db, second, task("b", "x", task_id="t"))) == 4

@@ -13,7 +13,8 @@ from nodeagent.agent.journal import OutboxRow
 from nodeagent.agent.testing import task
 from nodeagent.model.protocol import StopReason
 from nodeagent.model.times import utc_now
-from nodeagent.rules.attempt import Accepted, Launched, StopRequested, new_attempt
+from nodeagent.rules.attempt import new_attempt
+from nodeagent.rules.attempt_events import Accepted, Launched, StopRequested
 from nodeagent.rules.layout import NodeLayout
 from nodeagent.runtime.base import Ended
 from nodeagent.shim.records import ExecError, ExitRecord, SweptRecord

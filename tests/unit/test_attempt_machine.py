@@ -25,6 +25,8 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.model.values import DEFAULT_USER_IDENTITY
 from nodeagent.rules import attempt as rules
+from nodeagent.rules import attempt_effects as do
+from nodeagent.rules import attempt_events as on
 from nodeagent.rules.attempt import Attempt, IllegalEventError, Plan, State, must_commit, resume, step
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,21 +35,23 @@ FAILURE = FailureInfo(category=ErrorCategory.SERVER_ERROR, code="BlobDownloadMis
 KINDS = st.sampled_from(list(AttemptKind))
 RARELY = st.sampled_from((False, False, False, False, True))
 """Else hardly any attempt would come to the states that lie behind the launch."""
-Draw = Callable[[st.SearchStrategy[rules.Event]], rules.Event]
+Draw = Callable[[st.SearchStrategy[on.Event]], on.Event]
 
 
-def _one_of(*events: rules.Event) -> st.SearchStrategy[rules.Event]:
+def _one_of(*events: on.Event) -> st.SearchStrategy[on.Event]:
     return st.sampled_from(events)
 
 
-RESULTS: dict[type[rules.Effect], st.SearchStrategy[rules.Event]] = {
-    rules.AwaitPreparation: _one_of(
-        rules.PreparationSucceeded(), rules.PreparationFailed("no"), rules.PreparationUnknown("?")
+RESULTS: dict[type[do.Effect], st.SearchStrategy[on.Event]] = {
+    do.AwaitPreparation: _one_of(
+        on.PreparationSucceeded(),
+        on.PreparationFailed("no"),
+        on.PreparationUnknown("?"),
     ),
-    rules.TransferIn: _one_of(rules.TransferredIn(), rules.PreProcessingFailed(FAILURE)),
-    rules.PullImage: _one_of(rules.Pulled(), rules.PreProcessingFailed(FAILURE)),
-    rules.SweepBoundary: _one_of(rules.Swept(Sweep(killed=1)), rules.Swept(Sweep(killed=2, remaining=1))),
-    rules.TransferOut: _one_of(rules.TransferredOut(), rules.TransferredOut(FAILURE)),
+    do.TransferIn: _one_of(on.TransferredIn(), on.PreProcessingFailed(FAILURE)),
+    do.PullImage: _one_of(on.Pulled(), on.PreProcessingFailed(FAILURE)),
+    do.SweepBoundary: _one_of(on.Swept(Sweep(killed=1)), on.Swept(Sweep(killed=2, remaining=1))),
+    do.TransferOut: _one_of(on.TransferredOut(), on.TransferredOut(FAILURE)),
 }
 """What can come of an effect; the first is the good end."""
 
@@ -59,10 +63,10 @@ class AttemptLife(RuleBasedStateMachine):
         super().__init__()
         self.now = START
         self.outbox: list[Report] = []
-        self.todo: list[rules.Effect] = []
+        self.todo: list[do.Effect] = []
         self.taken: set[int] = set()
-        self.outcomes: dict[int, rules.Event] = {}
-        self.gate: rules.Event | None = None
+        self.outcomes: dict[int, on.Event] = {}
+        self.gate: on.Event | None = None
         self.watching = False
         self.memory = self.stored = Attempt("a", Plan(AttemptKind.USER, False, False, False, False, 0, "d"))
 
@@ -81,9 +85,9 @@ class AttemptLife(RuleBasedStateMachine):
         user = kind in (AttemptKind.USER, AttemptKind.JOB_MANAGER)
         plan = Plan(kind, gated and user, transfers_in, pulls, transfers_out and user, retries, "workitems/j/job-1/t")
         self.memory = Attempt("a", plan)
-        self.feed(rules.Accepted())
+        self.feed(on.Accepted())
 
-    def feed(self, event: rules.Event, *, crash: bool = False) -> None:
+    def feed(self, event: on.Event, *, crash: bool = False) -> None:
         """One step: commit, then remember the effects; with `crash` the agent dies before the commit."""
         self.now += timedelta(seconds=1)
         before = self.memory
@@ -95,10 +99,10 @@ class AttemptLife(RuleBasedStateMachine):
         self.memory = after
         if must_commit(before, after):
             self.stored = after
-            self.outbox += [effect.report for effect in effects if isinstance(effect, rules.Send)]
+            self.outbox += [effect.report for effect in effects if isinstance(effect, do.Send)]
         else:
-            assert not any(isinstance(effect, rules.Send) for effect in effects)
-        self.todo += [effect for effect in effects if not isinstance(effect, rules.Send)]
+            assert not any(isinstance(effect, do.Send) for effect in effects)
+        self.todo += [effect for effect in effects if not isinstance(effect, do.Send)]
         if after.state in rules.OVER:
             self.todo.clear()  # the runner cancels what goes on for an attempt that is over
 
@@ -117,38 +121,38 @@ class AttemptLife(RuleBasedStateMachine):
         if event is not None:
             self.feed(event, crash=crash)
 
-    def result_of(self, effect: rules.Effect, draw: Draw) -> rules.Event | None:
+    def result_of(self, effect: do.Effect, draw: Draw) -> on.Event | None:
         """What comes of an effect. The world outside remembers what must not change with a new life of the agent."""
         match effect:
-            case rules.Launch():
+            case do.Launch():
                 return self.launch()
-            case rules.Look():
+            case do.Look():
                 return self.look()
-            case rules.AwaitPreparation():
-                self.gate = self.gate or draw(RESULTS[rules.AwaitPreparation])
+            case do.AwaitPreparation():
+                self.gate = self.gate or draw(RESULTS[do.AwaitPreparation])
                 return self.gate
-            case rules.Stop():
+            case do.Stop():
                 return None
             case _:
                 return draw(RESULTS[type(effect)])
 
-    def launch(self) -> rules.Event:
+    def launch(self) -> on.Event:
         """A launch, at most one per execution."""
         execution = self.memory.execution
         if self.memory.stop_reason is not None:
-            return rules.Ended(at=self.now, stop_reason=self.memory.stop_reason, sweep=Sweep())
+            return on.Ended(at=self.now, stop_reason=self.memory.stop_reason, sweep=Sweep())
         assert execution not in self.taken, "an execution is launched at most once"
         self.taken.add(execution)
         self.watching = True
-        return rules.Launched()
+        return on.Launched()
 
-    def look(self) -> rules.Event:
+    def look(self) -> on.Event:
         """What the records of the present execution say."""
         execution = self.memory.execution
         if execution not in self.taken:
             return self.launch()
         self.watching = execution not in self.outcomes
-        return self.outcomes.get(execution, rules.Launched())
+        return self.outcomes.get(execution, on.Launched())
 
     @precondition(lambda self: self.memory.execution in self.taken and self.memory.execution not in self.outcomes)
     @rule(
@@ -161,10 +165,10 @@ class AttemptLife(RuleBasedStateMachine):
     def execution_ends(self, *, code: int, swept: bool, lost: bool, stopped: bool, crash: bool) -> None:
         """The process ends or its shim dies, whether or not the agent is there to see it."""
         if lost:
-            outcome: rules.Event = rules.Lost("the shim died")
+            outcome: on.Event = on.Lost("the shim died")
         else:
             reason = self.memory.stop_reason if stopped else None
-            outcome = rules.Ended(
+            outcome = on.Ended(
                 at=self.now, exit_code=code, stop_reason=reason, sweep=Sweep() if swept else None, stderr_tail="words"
             )
         self.outcomes[self.memory.execution] = outcome
@@ -176,26 +180,33 @@ class AttemptLife(RuleBasedStateMachine):
     @rule(reason=st.sampled_from(list(StopReason)))
     def stop(self, reason: StopReason) -> None:
         """The service asks for an end."""
-        self.feed(rules.StopRequested(reason))
+        self.feed(on.StopRequested(reason))
 
     @precondition(lambda self: self.memory.state not in (State.RETAINED, State.REMOVED))
     @rule(really=RARELY)
     def disown(self, *, really: bool) -> None:
         """The service does not know the attempt."""
         if really:
-            self.feed(rules.Disowned())
+            self.feed(on.Disowned())
 
     @precondition(lambda self: self.memory.state is State.REPORTED)
     @rule()
     def acknowledge(self) -> None:
         """The service has the terminal report."""
-        self.feed(rules.Acknowledged())
+        self.feed(on.Acknowledged())
 
     @precondition(lambda self: self.memory.state in rules.OVER)
     @rule(
-        event=st.sampled_from((rules.Launched(), rules.Lost("?"), rules.TransferredIn(), rules.PreparationSucceeded()))
+        event=st.sampled_from(
+            (
+                on.Launched(),
+                on.Lost("?"),
+                on.TransferredIn(),
+                on.PreparationSucceeded(),
+            )
+        )
     )
-    def something_late(self, event: rules.Event) -> None:
+    def something_late(self, event: on.Event) -> None:
         """What the node still sees after the end changes nothing."""
         before = self.memory
         self.feed(event)
@@ -226,7 +237,7 @@ class AttemptLife(RuleBasedStateMachine):
         """I3: an exit code is reported only as it was seen of the last execution."""
         if self.outbox and (outcome := self.outbox[-1].outcome) is not None and outcome.exit_code is not None:
             seen = self.outcomes[max(self.taken)]
-            assert isinstance(seen, rules.Ended)
+            assert isinstance(seen, on.Ended)
             assert outcome.exit_code == seen.exit_code
 
     @invariant()
@@ -257,9 +268,9 @@ class AttemptLife(RuleBasedStateMachine):
             assert self.memory.muted or self.outbox[-1].transition in TERMINAL_TRANSITIONS
 
 
-def _first_choice(strategy: st.SearchStrategy[rules.Event]) -> rules.Event:
+def _first_choice(strategy: st.SearchStrategy[on.Event]) -> on.Event:
     elements = strategy.elements  # type: ignore[attr-defined]  # of sampled_from; the first is the good one
-    event: rules.Event = elements[0]
+    event: on.Event = elements[0]
     return event
 
 
@@ -286,20 +297,20 @@ def assignment(kind: AttemptKind = AttemptKind.USER, **more: object) -> Assignme
 
 def accepted(given: Assignment) -> rules.Stepped:
     """The attempt after its first step."""
-    return step(rules.new_attempt(given), rules.Accepted(), START)
+    return step(rules.new_attempt(given), on.Accepted(), START)
 
 
-def after(attempt: Attempt, *events: rules.Event) -> rules.Stepped:
+def after(attempt: Attempt, *events: on.Event) -> rules.Stepped:
     """The attempt after these events, with the effects of the last one."""
-    effects: tuple[rules.Effect, ...] = ()
+    effects: tuple[do.Effect, ...] = ()
     for event in events:
         attempt, effects = step(attempt, event, START)
     return attempt, effects
 
 
-def sent(effects: tuple[rules.Effect, ...]) -> list[Report]:
+def sent(effects: tuple[do.Effect, ...]) -> list[Report]:
     """The reports among effects."""
-    return [effect.report for effect in effects if isinstance(effect, rules.Send)]
+    return [effect.report for effect in effects if isinstance(effect, do.Send)]
 
 
 def test_a_task_without_files_is_accepted_and_launched_in_one_step() -> None:
@@ -307,7 +318,7 @@ def test_a_task_without_files_is_accepted_and_launched_in_one_step() -> None:
     attempt, effects = accepted(assignment())
 
     assert attempt.state is State.LAUNCHING
-    assert [type(effect) for effect in effects] == [rules.Send, rules.Launch]
+    assert [type(effect) for effect in effects] == [do.Send, do.Launch]
     assert sent(effects)[0].transition is Transition.RUNNING
     assert sent(effects)[0].task_root_directory == "workitems/job/job-1/task"
 
@@ -315,7 +326,7 @@ def test_a_task_without_files_is_accepted_and_launched_in_one_step() -> None:
 def test_that_a_shim_holds_the_attempt_is_not_committed() -> None:
     """The shim's own records tell it, so a short task costs no commit in its middle."""
     attempt, _ = accepted(assignment())
-    launched, _ = step(attempt, rules.Launched(), START)
+    launched, _ = step(attempt, on.Launched(), START)
 
     assert launched.state is State.RUNNING
     assert not must_commit(attempt, launched)
@@ -323,9 +334,7 @@ def test_that_a_shim_holds_the_attempt_is_not_committed() -> None:
 
 def test_a_good_end_needs_one_step() -> None:
     """Exit, sweep proof and terminal report are one commit."""
-    attempt, effects = after(
-        accepted(assignment())[0], rules.Launched(), rules.Ended(at=START, exit_code=0, sweep=Sweep())
-    )
+    attempt, effects = after(accepted(assignment())[0], on.Launched(), on.Ended(at=START, exit_code=0, sweep=Sweep()))
 
     assert attempt.state is State.REPORTED
     (report,) = sent(effects)
@@ -341,7 +350,7 @@ def test_a_user_task_that_fails_is_not_retried_by_the_node() -> None:
     work = assignment().work.model_copy(update={"constraints": constraints})
     attempt, effects = after(
         accepted(assignment(work=work))[0],
-        rules.Ended(at=START, exit_code=3, sweep=Sweep(), stderr_tail="no such table"),
+        on.Ended(at=START, exit_code=3, sweep=Sweep(), stderr_tail="no such table"),
     )
 
     assert attempt.state is State.REPORTED
@@ -356,40 +365,40 @@ def test_a_preparation_task_is_swept_and_retried_on_the_node() -> None:
     constraints = WorkConstraints(retention_time=timedelta(days=7), max_task_retry_count=1)
     work = assignment().work.model_copy(update={"constraints": constraints})
     attempt, effects = after(
-        accepted(assignment(AttemptKind.JOB_PREPARATION, work=work))[0], rules.Ended(at=START, exit_code=1)
+        accepted(assignment(AttemptKind.JOB_PREPARATION, work=work))[0], on.Ended(at=START, exit_code=1)
     )
     assert attempt.state is State.SWEEPING
-    assert effects == (rules.SweepBoundary(),)
+    assert effects == (do.SweepBoundary(),)
 
-    attempt, effects = after(attempt, rules.Swept(Sweep(killed=1)))
+    attempt, effects = after(attempt, on.Swept(Sweep(killed=1)))
     assert attempt.state is State.LAUNCHING
     assert attempt.execution_id == "a-r1"
     assert attempt.retry_count == 1
     (report,) = sent(effects)
     assert (report.transition, report.retry_count, report.last_retry_time) == (Transition.RUNNING, 1, START)
 
-    attempt, effects = after(attempt, rules.Ended(at=START, exit_code=1))
+    attempt, effects = after(attempt, on.Ended(at=START, exit_code=1))
     assert attempt.state is State.REPORTED
     assert sent(effects)[0].transition is Transition.COMPLETED
 
 
 def test_a_preparation_task_that_succeeds_leaves_its_services_running() -> None:
     """What it left belongs to the job session: no sweep is owed at its end (design.md §4)."""
-    attempt, effects = after(accepted(assignment(AttemptKind.JOB_PREPARATION))[0], rules.Ended(at=START, exit_code=0))
+    attempt, effects = after(accepted(assignment(AttemptKind.JOB_PREPARATION))[0], on.Ended(at=START, exit_code=0))
 
     assert attempt.state is State.REPORTED
-    assert not any(isinstance(effect, rules.SweepBoundary) for effect in effects)
+    assert not any(isinstance(effect, do.SweepBoundary) for effect in effects)
 
 
 def test_a_lost_preparation_is_recovered_without_counting_until_it_is_given_up() -> None:
     """Recovery is a new execution, never a retry; after three of them the attempt fails by name."""
     attempt, _ = accepted(assignment(AttemptKind.JOB_PREPARATION))
     for number in range(1, rules.MAX_RECOVERIES + 1):
-        attempt, _ = after(attempt, rules.Lost("the shim died"))
+        attempt, _ = after(attempt, on.Lost("the shim died"))
         assert attempt.execution == number
         assert attempt.retry_count == 0
 
-    attempt, effects = after(attempt, rules.Lost("the shim died"))
+    attempt, effects = after(attempt, on.Lost("the shim died"))
     outcome = sent(effects)[0].outcome
     assert outcome is not None
     assert outcome.failure_info is not None
@@ -414,7 +423,7 @@ def test_without_wait_for_success_there_is_no_gate() -> None:
 def test_a_stop_while_waiting_gives_the_attempt_back() -> None:
     """It was never reported as running, and nothing of it ran."""
     gate = PreparationGate(attempt_id="p", task_id="jobpreparation", wait_for_success=True)
-    attempt, effects = after(accepted(assignment(preparation=gate))[0], rules.StopRequested(StopReason.USER_TERMINATE))
+    attempt, effects = after(accepted(assignment(preparation=gate))[0], on.StopRequested(StopReason.USER_TERMINATE))
 
     assert attempt.state is State.REPORTED
     assert sent(effects)[0].transition is Transition.RETURNED
@@ -422,21 +431,21 @@ def test_a_stop_while_waiting_gives_the_attempt_back() -> None:
 
 def test_a_stop_during_launch_is_passed_on_when_the_shim_is_there() -> None:
     """Asked for between intent and launch, the stop is not forgotten."""
-    attempt, effects = after(accepted(assignment())[0], rules.StopRequested(StopReason.USER_TERMINATE))
-    assert effects == (rules.Stop(StopReason.USER_TERMINATE),)
+    attempt, effects = after(accepted(assignment())[0], on.StopRequested(StopReason.USER_TERMINATE))
+    assert effects == (do.Stop(StopReason.USER_TERMINATE),)
 
-    attempt, effects = after(attempt, rules.Launched())
+    attempt, effects = after(attempt, on.Launched())
     assert attempt.state is State.STOPPING
-    assert effects == (rules.Stop(StopReason.USER_TERMINATE),)
+    assert effects == (do.Stop(StopReason.USER_TERMINATE),)
 
 
 def test_a_process_that_ended_by_itself_before_the_stop_keeps_its_own_outcome() -> None:
     """The stop came too late, and the exit code is the process's own."""
     attempt, effects = after(
         accepted(assignment())[0],
-        rules.Launched(),
-        rules.StopRequested(StopReason.USER_TERMINATE),
-        rules.Ended(at=START, exit_code=0, sweep=Sweep()),
+        on.Launched(),
+        on.StopRequested(StopReason.USER_TERMINATE),
+        on.Ended(at=START, exit_code=0, sweep=Sweep()),
     )
 
     outcome = sent(effects)[0].outcome
@@ -450,9 +459,9 @@ def test_the_first_stop_reason_counts() -> None:
     """Desired only moves forward."""
     attempt, effects = after(
         accepted(assignment())[0],
-        rules.Launched(),
-        rules.StopRequested(StopReason.USER_TERMINATE),
-        rules.StopRequested(StopReason.JOB_TERMINATE),
+        on.Launched(),
+        on.StopRequested(StopReason.USER_TERMINATE),
+        on.StopRequested(StopReason.JOB_TERMINATE),
     )
 
     assert attempt.stop_reason is StopReason.USER_TERMINATE
@@ -461,10 +470,10 @@ def test_the_first_stop_reason_counts() -> None:
 
 def test_an_attempt_that_the_service_disowned_ends_in_silence() -> None:
     """It is stopped, nothing is reported, and no acknowledgement is waited for."""
-    attempt, effects = after(accepted(assignment())[0], rules.Launched(), rules.Disowned())
-    assert effects == (rules.Stop(StopReason.SUPERSEDED),)
+    attempt, effects = after(accepted(assignment())[0], on.Launched(), on.Disowned())
+    assert effects == (do.Stop(StopReason.SUPERSEDED),)
 
-    attempt, effects = after(attempt, rules.Ended(at=START, exit_code=-15, sweep=Sweep()))
+    attempt, effects = after(attempt, on.Ended(at=START, exit_code=-15, sweep=Sweep()))
     assert attempt.state is State.RETAINED
     assert effects == ()
 
@@ -473,10 +482,10 @@ def test_uploads_come_after_the_exit_and_a_failed_one_keeps_the_exit_code() -> N
     """Spec/node.md §5: the result becomes failure, the exit code stays what it was."""
     attempt, _ = accepted(assignment())
     attempt = replace(attempt, plan=replace(attempt.plan, transfers_out=True))
-    attempt, effects = after(attempt, rules.Launched(), rules.Ended(at=START, exit_code=0, sweep=Sweep()))
-    assert effects == (rules.TransferOut(),)
+    attempt, effects = after(attempt, on.Launched(), on.Ended(at=START, exit_code=0, sweep=Sweep()))
+    assert effects == (do.TransferOut(),)
 
-    attempt, effects = after(attempt, rules.TransferredOut(FAILURE))
+    attempt, effects = after(attempt, on.TransferredOut(FAILURE))
     outcome = sent(effects)[0].outcome
     assert outcome is not None
     assert (outcome.exit_code, outcome.result, outcome.failure_info) == (0, ExecutionResult.FAILURE, FAILURE)
@@ -488,8 +497,8 @@ def test_nothing_is_uploaded_for_a_task_that_was_ended_by_request() -> None:
     attempt = replace(attempt, plan=replace(attempt.plan, transfers_out=True))
     attempt, _ = after(
         attempt,
-        rules.Launched(),
-        rules.Ended(at=START, exit_code=-15, stop_reason=StopReason.USER_TERMINATE, sweep=Sweep()),
+        on.Launched(),
+        on.Ended(at=START, exit_code=-15, stop_reason=StopReason.USER_TERMINATE, sweep=Sweep()),
     )
 
     assert attempt.state is State.REPORTED
@@ -497,11 +506,17 @@ def test_nothing_is_uploaded_for_a_task_that_was_ended_by_request() -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [rules.PreparationSucceeded(), rules.Swept(Sweep()), rules.TransferredOut(), rules.Acknowledged(), rules.Removed()],
+    [
+        on.PreparationSucceeded(),
+        on.Swept(Sweep()),
+        on.TransferredOut(),
+        on.Acknowledged(),
+        on.Removed(),
+    ],
 )
-def test_an_event_that_cannot_be_is_a_fault_of_the_caller(event: rules.Event) -> None:
+def test_an_event_that_cannot_be_is_a_fault_of_the_caller(event: on.Event) -> None:
     """A running attempt waits for nothing, is not swept, uploads nothing, and has no terminal report."""
-    attempt, _ = after(accepted(assignment())[0], rules.Launched())
+    attempt, _ = after(accepted(assignment())[0], on.Launched())
 
     with pytest.raises(IllegalEventError):
         step(attempt, event, START)
@@ -509,9 +524,9 @@ def test_an_event_that_cannot_be_is_a_fault_of_the_caller(event: rules.Event) ->
 
 def test_only_an_acknowledged_attempt_can_be_removed() -> None:
     """I5: nothing of an attempt is deleted before the service has its end."""
-    attempt, _ = after(accepted(assignment())[0], rules.Ended(at=START, exit_code=0, sweep=Sweep()))
+    attempt, _ = after(accepted(assignment())[0], on.Ended(at=START, exit_code=0, sweep=Sweep()))
     with pytest.raises(IllegalEventError):
-        step(attempt, rules.Removed(), START)
+        step(attempt, on.Removed(), START)
 
-    attempt, _ = after(attempt, rules.Acknowledged(), rules.Removed())
+    attempt, _ = after(attempt, on.Acknowledged(), on.Removed())
     assert attempt.state is State.REMOVED
