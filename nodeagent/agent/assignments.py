@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from nodeagent.agent import failpoints, journal
-from nodeagent.agent.attempt_runner import AttemptRunner, Change, Tools
+from nodeagent.agent.attempt_change import Change
+from nodeagent.agent.attempt_runner import AttemptRunner, Tools
 from nodeagent.agent.errors import RefusedError
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals

@@ -7,7 +7,6 @@ everything that led to it is stored.
 
 import asyncio
 import os
-import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ import structlog
 
 from nodeagent.agent import failpoints, journal
 from nodeagent.agent.accounts import Accounts, Actor
+from nodeagent.agent.attempt_change import Change, change_of
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.database import Database
 from nodeagent.agent.directories import Directories
@@ -40,7 +40,6 @@ from nodeagent.rules.command_line import CommandLineError
 from nodeagent.rules.environment import EnvironmentLoopError, NodeFacts
 from nodeagent.rules.failures import command_refused, directory_failure, not_handled
 from nodeagent.rules.layout import TaskPaths
-from nodeagent.rules.retention import expiry
 from nodeagent.runtime import base as runtime_base
 from nodeagent.runtime.base import LaunchError, LaunchUnknown, Runtime, RuntimeFailure
 from nodeagent.shim import records
@@ -71,54 +70,6 @@ class Tools:
     stderr_tail: bool = True
     """Whether a failure tells the last bytes of the task's stderr."""
     now: Callable[[], datetime] = utc_now
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One step: what is to be stored, and what is to be done once it is."""
-
-    before: Attempt
-    after: Attempt
-    event: str
-    at: datetime
-    effects: tuple[attempt_effects.Effect, ...]
-    rows: tuple[journal.OutboxRow, ...] = field(default=())
-    detail: str | None = None
-
-    @property
-    def silenced(self) -> bool:
-        """From this step on nothing is reported of the attempt."""
-        return self.after.muted and not self.before.muted
-
-    def save(self, connection: sqlite3.Connection) -> None:
-        """Store the attempt's new state, its journal line and its reports. Runs in the writer thread."""
-        journal.update_attempt(connection, self.after)
-        self.save_tracks(connection)
-
-    def save_tracks(self, connection: sqlite3.Connection) -> None:
-        """Store the journal line and the reports only: the attempt's row is new, and is stored by who made it."""
-        journal.note(connection, self.after.attempt_id, self.at, self.event, self.after.state, self.detail)
-        for row in self.rows:
-            journal.add_report(connection, row)
-        if self.after.terminal is not None and self.before.terminal is None:
-            expires = expiry(self.after, self.at)
-            if expires is not None:
-                journal.set_expiry(connection, self.after.attempt_id, expires)
-        if self.silenced or (self.after.acknowledged and not self.before.acknowledged):
-            journal.drop_reports(connection, self.after.attempt_id)
-
-
-def change_of(before: Attempt, event: attempt_events.Event, stepped: rules.Stepped, at: datetime) -> Change:
-    """Return the change that a step is."""
-    after, effects = stepped
-    rows = tuple(_outbox_row(effect, after) for effect in effects if isinstance(effect, attempt_effects.Send))
-    return Change(before, after, type(event).__name__, at, effects, rows, getattr(event, "detail", None))
-
-
-def _outbox_row(effect: attempt_effects.Send, after: Attempt) -> journal.OutboxRow:
-    report = effect.report
-    last = after.terminal is not None and report.seq == after.last_seq
-    return journal.OutboxRow(report.attempt_id, report.seq, report.to_json(), last)
 
 
 class AttemptRunner:

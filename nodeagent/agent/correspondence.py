@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from nodeagent.agent import failpoints, journal
-from nodeagent.agent.attempt_runner import AttemptRunner, Change
+from nodeagent.agent.attempt_change import Change
+from nodeagent.agent.attempt_runner import AttemptRunner
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.database import Database
 from nodeagent.agent.introduction import Introduction

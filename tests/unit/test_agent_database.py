@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.agent import journal
-from nodeagent.agent.attempt_runner import change_of
+from nodeagent.agent.attempt_change import change_of
 from nodeagent.agent.database import MIGRATIONS, Database
 from nodeagent.agent.errors import DamagedStateError, NewerStateError, UnwritableError
 from nodeagent.agent.testing import task
