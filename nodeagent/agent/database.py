@@ -86,6 +86,29 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE attempts ADD COLUMN expires REAL;
     CREATE INDEX attempts_expiring ON attempts (expires) WHERE expires IS NOT NULL;
     """,
+    """
+    ALTER TABLE attempts ADD COLUMN ended REAL;
+    CREATE TABLE uploads (
+        execution_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        rule INTEGER NOT NULL,
+        path TEXT NOT NULL,
+        blob TEXT NOT NULL,
+        identity TEXT,
+        state TEXT NOT NULL,
+        detail TEXT,
+        PRIMARY KEY (execution_id, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE packages (
+        application_key TEXT NOT NULL,
+        version_key TEXT NOT NULL,
+        application_id TEXT NOT NULL,
+        version TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        directory TEXT NOT NULL,
+        PRIMARY KEY (application_key, version_key, sha256)
+    ) WITHOUT ROWID;
+    """,
 )
 """Numbered from 1: `PRAGMA user_version` says how many have been applied. Never edit one that was released."""
 

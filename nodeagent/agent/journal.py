@@ -119,7 +119,7 @@ def insert_attempt(connection: sqlite3.Connection, attempt: Attempt, assignment:
         (assignment.job_id, assignment.task_id),
     ).fetchone()
     connection.execute(
-        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
         (
             attempt.attempt_id,
             assignment.job_id,

@@ -74,6 +74,34 @@ class AgentSettings(BaseModel):
     """Size of a file in `state_dir` that is only there to be removed when the disk is full."""
     cleanup_seconds: Annotated[float, Field(gt=0)] = 60
     """How often the agent looks for task directories whose retention time is over."""
+    cleanup_free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """With less free space the cache and files of ended tasks go before their retention time is over, oldest first."""
+    cleanup_free_inodes: Annotated[int, Field(ge=0)] | None = None
+    """The same for free inodes of the file system of `root`."""
+    transfers: Annotated[int, Field(ge=1, le=256)] = 8
+    """Downloads and uploads in flight at a time, over all tasks; a range of a large file counts as one."""
+    range_bytes: Annotated[int, Field(ge=1 << 16)] = 8 << 20
+    """Files larger than this are downloaded in ranges of this size, side by side, where the server allows it."""
+    transfer_tries: Annotated[int, Field(ge=1)] = 5
+    """How often a request of a transfer is made before it counts as failed, if trying again may help."""
+    transfer_idle_seconds: Annotated[float, Field(gt=0)] = 60
+    """A transfer that moves no byte for so long is cut, and tried again."""
+    transfer_seconds: Annotated[float, Field(gt=0)] = 3600
+    """Deadline of one file's transfer, all tries included."""
+    cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Size of the cache of downloaded files; 0 for none, default: a tenth of the file system of `root`."""
+    cache_verify: Literal["stat", "content"] = "stat"
+    """What is compared before a cached file is used: size, times and inode, or the checksum of its bytes too."""
+    identity_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+(/.*)?$")] = (
+        "http://169.254.169.254/metadata/identity/oauth2/token"
+    )
+    """Where the node gets tokens of its managed identities: the Azure instance metadata service, or one like it."""
+    live_logs_seconds: Annotated[float, Field(ge=1)] | None = None
+    """How often stdout.txt and stderr.txt are uploaded while a task runs whose outputFiles name them; default: never."""
+    kept_log_bytes: Annotated[int, Field(ge=0, le=1 << 20)] = 65536
+    """How much of the end of stdout.txt and stderr.txt the service keeps for when the node is gone; 0 for none."""
+    package_bytes: Annotated[int, Field(ge=1 << 20)] = 16 << 30
+    """An application package that unpacks to more is refused."""
     accounts: Literal["auto", "uids", "none"] = "auto"
     """`uids`: tasks run as uids of `uid_range` (needs root); `none`: as the agent's user; `auto`: `uids` for root."""
     uid_range: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (60720, 61183)

@@ -5,9 +5,9 @@ from nodeagent.model.container import ContainerInfo
 from nodeagent.model.enums import ExecutionResult, NodeState, NodeTaskState, SchedulingState, TaskState
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.pool import StartTask
+from nodeagent.model.protocol import NodeError
 from nodeagent.model.task import TaskExecutionInfo
 from nodeagent.model.times import UtcTime
-from nodeagent.model.values import NameValuePair
 
 
 class StartTaskInfo(BatchModel):
@@ -33,14 +33,6 @@ class RecentTask(BatchModel):
     subtask_id: int | None = None
     task_state: TaskState
     execution_info: TaskExecutionInfo
-
-
-class NodeError(BatchModel):
-    """Something that is wrong with a node now."""
-
-    code: str
-    message: str
-    error_details: tuple[NameValuePair, ...] = ()
 
 
 class NodeAgentInfo(BatchModel):

@@ -9,7 +9,7 @@ gapless sequence of reports per attempt.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Base64Bytes, Field
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerInfo, ContainerSettings
@@ -17,7 +17,7 @@ from nodeagent.model.enums import ElevationLevel, ExecutionResult
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.files import OutputFile, ResourceFile
 from nodeagent.model.times import UNLIMITED, Duration, UtcTime
-from nodeagent.model.values import ApplicationPackageReference, EnvironmentSetting, UserIdentity
+from nodeagent.model.values import EnvironmentSetting, NameValuePair, UserIdentity
 
 PREFIX = "/nodeapi/v1"
 """Where the service serves the node protocol."""
@@ -89,6 +89,22 @@ class Register(NodeCall):
     capabilities: tuple[str, ...] = ()
 
 
+class ApplicationPackage(BatchModel):
+    """An application package that a pool or a task refers to, as the service knows it (spec/node.md §6)."""
+
+    application_id: str
+    version: str
+    """Empty only together with `problem`."""
+    is_default: bool = False
+    """It is what a reference without a version means: it has the variables without a version, too."""
+    sha256: str = ""
+    """Hex digest of the zip file, which the service serves at `GET /packages/<sha256>` to who shows the node key."""
+    size: int = 0
+    """Of the zip file, in bytes."""
+    problem: str | None = None
+    """Why the reference cannot be resolved (no such package, no default version): the task fails before it starts."""
+
+
 class Registered(BatchModel):
     """Answer to `register`."""
 
@@ -98,6 +114,8 @@ class Registered(BatchModel):
     lease_seconds: float
     unknown_attempts: tuple[str, ...] = ()
     """Live attempts of the agent that the service does not know or has given up: stop them, report nothing."""
+    pool_packages: tuple[ApplicationPackage, ...] = ()
+    """To be installed before the node asks for work."""
 
 
 class WorkConstraints(BatchModel):
@@ -131,7 +149,8 @@ class Work(BatchModel):
     container_settings: ContainerSettings | None = None
     resource_files: tuple[ResourceFile, ...] = ()
     output_files: tuple[OutputFile, ...] = ()
-    application_package_references: tuple[ApplicationPackageReference, ...] = ()
+    application_packages: tuple[ApplicationPackage, ...] = ()
+    """Of user and job manager tasks; those of the pool are not repeated here."""
     wait_for_success: bool = True
     """Of a preparation or start task."""
 
@@ -188,7 +207,17 @@ class RemoveFiles(BatchModel):
     attempt_ids: tuple[str, ...] = ()
 
 
-NodeMessage = Annotated[Assignment | StopAttempt | EndJobSession | RemoveFiles, Field(discriminator="kind")]
+class ChangeRetention(BatchModel):
+    """A message: the retention time of this attempt's files is another one now; it counts from the attempt's end."""
+
+    kind: Literal["changeRetention"] = "changeRetention"
+    attempt_id: str
+    retention_time: Duration
+
+
+NodeMessage = Annotated[
+    Assignment | StopAttempt | EndJobSession | RemoveFiles | ChangeRetention, Field(discriminator="kind")
+]
 
 
 class NumberedMessage(BatchModel):
@@ -270,6 +299,17 @@ class ReturnReason(StrEnum):
     """A stop came before launch. The service knows why: it asked for it."""
 
 
+class KeptLog(BatchModel):
+    """The end of a task's stdout.txt or stderr.txt, for when the node can no longer be asked."""
+
+    name: Literal["stdout.txt", "stderr.txt"]
+    size: int
+    """Of the whole file, in bytes."""
+    modified: UtcTime
+    tail: Base64Bytes
+    """The last bytes of the file; all of it if it is small."""
+
+
 class Report(BatchModel):
     """One transition of one attempt; `seq` counts from 1 without gaps."""
 
@@ -288,6 +328,8 @@ class Report(BatchModel):
     detail: str | None = None
     """Of `LOST` and `RETURNED`: what is known, for people."""
     return_reason: ReturnReason | None = None
+    logs: tuple[KeptLog, ...] = ()
+    """Of `COMPLETED` only: logs that are not empty."""
 
 
 class Reports(NodeCall):
@@ -326,6 +368,47 @@ class ReportsAnswer(BatchModel):
     """What the reports have made room for, mostly: the same messages that the next poll would bring."""
 
 
+class TransferPhase(StrEnum):
+    """What a task that is `running` does before or after its command."""
+
+    DOWNLOADING = "downloading"
+    INSTALLING = "installing"
+    """Application packages."""
+    UPLOADING = "uploading"
+
+
+class TransferProgress(BatchModel):
+    """How far the transfers of one attempt are; totals are absent while they are not known."""
+
+    attempt_id: str
+    phase: TransferPhase
+    files_done: int = 0
+    files_total: int | None = None
+    bytes_done: int = 0
+    bytes_total: int | None = None
+
+
+class ProgressCall(NodeCall):
+    """`POST /progress`: how far all transfers are that are under way on the node; never stored.
+
+    Sent at most once a second while something changes, and once, empty, when nothing is under way any more.
+    """
+
+    transfers: tuple[TransferProgress, ...] = ()
+
+
+class ProgressAnswer(BatchModel):
+    """Answer to `progress`."""
+
+
+class NodeError(BatchModel):
+    """Something that is wrong with a node now (spec/node.md §13)."""
+
+    code: str
+    message: str
+    error_details: tuple[NameValuePair, ...] = ()
+
+
 class HostStatistics(BatchModel):
     """How the node's machine fares."""
 
@@ -342,6 +425,8 @@ class Heartbeat(NodeCall):
     cursor: int
     live_attempts: tuple[str, ...] = ()
     host: HostStatistics | None = None
+    errors: tuple[NodeError, ...] = ()
+    """What is wrong with the node now: while there is something, it gets no work (`unusable`)."""
 
 
 class HeartbeatAnswer(BatchModel):

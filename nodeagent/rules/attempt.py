@@ -179,7 +179,7 @@ def plan_of(assignment: Assignment) -> Plan:
     return Plan(
         kind=assignment.attempt_kind,
         gated=waits and gate is not None and gate.wait_for_success,
-        transfers_in=bool(work.resource_files or work.application_package_references),
+        transfers_in=bool(work.resource_files or work.application_packages),
         pulls=work.container_settings is not None,
         transfers_out=bool(work.output_files),
         max_task_retry_count=work.constraints.max_task_retry_count,

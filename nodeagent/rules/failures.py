@@ -46,9 +46,65 @@ CODES: Mapping[str, Code] = {
         ErrorCategory.SERVER_ERROR, "Failure encountered creating resource directory for the task"
     ),
     RECOVERIES_USED_UP: Code(ErrorCategory.USER_ERROR, "The task was lost and begun anew as often as is allowed"),
+    "BlobNotFound": Code(
+        ErrorCategory.USER_ERROR,
+        "One of the specified Azure Blob(s) is not found",
+    ),
+    "BlobAccessDenied": Code(
+        ErrorCategory.USER_ERROR,
+        "Access for one of the specified Azure Blob(s) is denied",
+    ),
+    "BlobDownloadTimedOut": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Timeout encountered while downloading one of the specified Azure Blob(s)",
+    ),
     "BlobDownloadMiscError": Code(
         ErrorCategory.SERVER_ERROR,
         "Miscellaneous error encountered while downloading one of the specified Azure Blob(s)",
+    ),
+    "ResourceContainerAccessDenied": Code(
+        ErrorCategory.USER_ERROR,
+        "Access for one of the specified Azure Blob container(s) is denied",
+    ),
+    "ResourceContainerNotFound": Code(
+        ErrorCategory.USER_ERROR,
+        "One of the specified Azure Blob container(s) is not found",
+    ),
+    "ResourceContainerListTimedOut": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Timeout encountered while listing one of the specified Azure Blob container(s)",
+    ),
+    "ResourceContainerListMiscError": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Miscellaneous error encountered while listing one of the specified Azure Blob container(s)",
+    ),
+    "ResourceFileCreateFailed": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Failure encountered creating resource file",
+    ),
+    "ResourceFileWriteFailed": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Failure encountered writing resource file",
+    ),
+    "ApplicationPackageError": Code(
+        ErrorCategory.USER_ERROR,
+        "One or more application packages specified for the task are invalid",
+    ),
+    "FileUploadAccessDenied": Code(
+        ErrorCategory.USER_ERROR,
+        "Access was denied to one of the specified Azure container(s) while attempting to upload an output file",
+    ),
+    "FileUploadContainerNotFound": Code(
+        ErrorCategory.USER_ERROR,
+        "One of the specified Azure container(s) was not found while attempting to upload an output file",
+    ),
+    "FileUploadConflict": Code(
+        ErrorCategory.USER_ERROR,
+        "A conflict was encountered while attempting to upload an output file",
+    ),
+    "FileUploadTimedOut": Code(
+        ErrorCategory.SERVER_ERROR,
+        "Timeout encountered while uploading an output file",
     ),
     "ContainerMiscError": Code(ErrorCategory.SERVER_ERROR, "Miscellaneous error encountered with the task container"),
     "FileUploadMiscError": Code(

@@ -32,7 +32,6 @@ def of_task(job: JobCreate, task: TaskCreate) -> Work:
         container_settings=task.container_settings,
         resource_files=task.resource_files or (),
         output_files=task.output_files or (),
-        application_package_references=task.application_package_references or (),
     )
 
 

@@ -227,7 +227,38 @@ CREATE TABLE satisfied (
 CREATE INDEX satisfied_numbers ON satisfied (job_num, number, until) WHERE number IS NOT NULL;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES)
+_FILES = """
+CREATE TABLE applications (
+    key TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
+    display_name TEXT,
+    default_version_key TEXT
+) WITHOUT ROWID;
+
+CREATE TABLE application_packages (
+    application_key TEXT NOT NULL REFERENCES applications (key) ON DELETE CASCADE,
+    version_key TEXT NOT NULL,
+    version TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    added INTEGER NOT NULL,
+    PRIMARY KEY (application_key, version_key)
+) WITHOUT ROWID;
+CREATE INDEX application_packages_of_content ON application_packages (sha256);
+
+CREATE TABLE task_logs (
+    attempt_num INTEGER NOT NULL REFERENCES attempts (num) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
+    tail BLOB NOT NULL,
+    PRIMARY KEY (attempt_num, name)
+);
+
+ALTER TABLE nodes ADD COLUMN errors TEXT;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

@@ -1,0 +1,1 @@
+"""What moves bytes between a node and the world: resource files and packages in, output files out. No agent in here."""
