@@ -16,8 +16,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN  := $(VENV)/bin
 
-# What the system tests use: a booted systemd machine, and a container engine.
-TEST_PACKAGES := debootstrap systemd-container docker.io util-linux
+# What the system tests use: a booted systemd machine, a container engine, and a web server.
+TEST_PACKAGES := debootstrap systemd-container docker.io util-linux nginx-light
 # The whole suite is meant to take less than 20 minutes on 2 cores; a hang is ended, with a failure, after this long.
 TEST_TIMEOUT ?= 40m
 
@@ -63,6 +63,7 @@ test-tools: $(VENV)/.dev ## Debian packages, a base system and wheels for the sy
 	scripts/debian-packages $(TEST_PACKAGES)
 	scripts/debian-rootfs
 	scripts/wheelhouse build/wheels
+	scripts/azurite
 
 .PHONY: test
 test: test-tools ## all tests: unit, integration, faults

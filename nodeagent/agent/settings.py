@@ -97,9 +97,9 @@ class AgentSettings(BaseModel):
     )
     """Where the node gets tokens of its managed identities: the Azure instance metadata service, or one like it."""
     live_logs_seconds: Annotated[float, Field(ge=1)] | None = None
-    """How often stdout.txt and stderr.txt are uploaded while a task runs whose outputFiles name them; default: never."""
+    """How often logs that outputFiles name are uploaded while the task runs; default: never."""
     kept_log_bytes: Annotated[int, Field(ge=0, le=1 << 20)] = 65536
-    """How much of the end of stdout.txt and stderr.txt the service keeps for when the node is gone; 0 for none."""
+    """How much of the end of stdout.txt and stderr.txt the service keeps for when the node is gone; 0: none."""
     package_bytes: Annotated[int, Field(ge=1 << 20)] = 16 << 30
     """An application package that unpacks to more is refused."""
     accounts: Literal["auto", "uids", "none"] = "auto"
