@@ -19,7 +19,7 @@ import structlog
 from nodeagent.agent import recovery, sd_notify
 from nodeagent.agent.accounts import Accounts, check_reachable, claimed, uids_of
 from nodeagent.agent.assignments import Assignments
-from nodeagent.agent.attempt_runner import Tools
+from nodeagent.agent.tools import Tools
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.correspondence import Correspondence

@@ -14,7 +14,8 @@ from pathlib import Path
 import structlog
 
 from nodeagent.agent import journal
-from nodeagent.agent.attempt_runner import AttemptRunner, Tools
+from nodeagent.agent.attempt_runner import AttemptRunner
+from nodeagent.agent.tools import Tools
 from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.removal import Removals
 from nodeagent.boundary.base import BoundaryError

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from nodeagent.agent.attempt_runner import AttemptRunner, Tools
+from nodeagent.agent.attempt_runner import AttemptRunner
+from nodeagent.agent.tools import Tools
 from nodeagent.agent.directories import Directories
 from nodeagent.agent.endings import event_of
 from nodeagent.agent.journal import OutboxRow
