@@ -11,10 +11,10 @@ import structlog
 from nodeagent.agent import failpoints, journal
 from nodeagent.agent.attempt_change import Change
 from nodeagent.agent.attempt_runner import AttemptRunner
-from nodeagent.agent.tools import Tools
 from nodeagent.agent.errors import RefusedError
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
+from nodeagent.agent.tools import Tools
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,

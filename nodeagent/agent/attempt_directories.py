@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from nodeagent.agent import failpoints, journal
 from nodeagent.agent.accounts import Actor
 from nodeagent.rules import attempt as rules
-from nodeagent.rules.layout import TaskPaths
-from nodeagent.shim import records
+from nodeagent.shim.records import RecordError, Spec, read
 
 if TYPE_CHECKING:
     from nodeagent.agent.attempt_runner import AttemptRunner
     from nodeagent.agent.tools import Tools
+    from nodeagent.rules.layout import TaskPaths
 
 
 class AttemptDirectories:
@@ -45,11 +45,11 @@ class AttemptDirectories:
         spec = self.spec()
         return self._tools.node().user_name if spec is None else spec.env["AZ_BATCH_TASK_USER"]
 
-    def spec(self) -> records.Spec | None:
+    def spec(self) -> Spec | None:
         """What was asked of the shim; None if it can no longer be read, which must not cost an end that is known."""
         try:
-            return records.read(self.records, records.Spec)
-        except records.RecordError:
+            return read(self.records, Spec)
+        except RecordError:
             return None
 
     async def hold(self) -> Actor:
@@ -80,7 +80,7 @@ class AttemptDirectories:
         if self._made == execution:
             return actor
         while not self._tools.directories.make_task(self.paths, actor.owner):
-            if os.path.isdir(self.records):  # noqa: PTH112 - an earlier step, or an earlier life, got as far as this
+            if self._is_marked():
                 break
             number = await self._previous_number()
             with suppress(FileNotFoundError):  # removed while the database was asked
@@ -91,6 +91,10 @@ class AttemptDirectories:
             os.mkdir(self.records, 0o700)  # noqa: PTH102 - on the path of every task
         self._made = execution
         return actor
+
+    def _is_marked(self) -> bool:
+        """An earlier step, or an earlier life, has got as far as the record directory."""
+        return os.path.isdir(self.records)  # noqa: PTH112 - as below
 
     async def _previous_number(self) -> int | None:
         """Number of the latest execution of the task, before this one, that has made its directory."""

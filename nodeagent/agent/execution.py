@@ -95,10 +95,12 @@ class Execution:
         grace = 0.0 if reason is StopReason.DISK_PRESSURE else self._tools.grace_seconds
         while True:
             try:
-                return await self._tools.runtime.stop(self._runner.attempt.execution_id, reason, grace)
+                await self._tools.runtime.stop(self._name, reason, grace)
             except OSError as error:
                 if error.errno not in FULL:
                     raise
+            else:
+                return
             self._tools.disk.met_full()
             await asyncio.sleep(FULL_SECONDS)
 

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nodeagent.agent.attempt_runner import AttemptRunner
-from nodeagent.agent.tools import Tools
 from nodeagent.agent.directories import Directories
 from nodeagent.agent.endings import event_of
 from nodeagent.agent.journal import OutboxRow
@@ -19,6 +18,9 @@ from nodeagent.rules.attempt_events import Accepted, Launched, StopRequested
 from nodeagent.rules.layout import NodeLayout
 from nodeagent.runtime.base import Ended
 from nodeagent.shim.records import ExecError, ExitRecord, SweptRecord
+
+if TYPE_CHECKING:
+    from nodeagent.agent.tools import Tools
 
 NOWHERE = NodeLayout(Path("/nonexistent")).task("j", "t")
 
