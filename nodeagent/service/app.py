@@ -14,18 +14,21 @@ from aiohttp import web
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.times import utc_now
 from nodeagent.service import event_log
-from nodeagent.service.app_keys import DATABASE, NODE_KEY, SETTINGS, SIGNALS, STOPPING
+from nodeagent.service.app_keys import AUTO_STORAGE, DATABASE, NODE_KEY, SETTINGS, SIGNALS, STOPPING, TRANSFERS
+from nodeagent.service.auto_storage import AutoStorage
 from nodeagent.service.background import purge_deleted_jobs, watch_deadlines
 from nodeagent.service.lifecycle import placement, pools
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.nodeapi import routes as node_routes
 from nodeagent.service.rest import routes as rest_routes
 from nodeagent.service.rest.dispatch import protected
+from nodeagent.service.rest.handlers import transfers
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import STOPPING_SIGNAL, Signals
 from nodeagent.service.state_dir import DATABASE_NAME, open_state_dir, read_node_key
 from nodeagent.service.store.database import Database, Hooks, Transaction
 from nodeagent.service.store.pools import PoolRow
+from nodeagent.service.transfers import Transfers
 
 _BODY_LIMIT = 32 * 1024 * 1024
 _SHUTDOWN_SECONDS = 5.0
@@ -167,8 +170,13 @@ class Service:
         app[SIGNALS] = self.signals
         app[STOPPING] = self._stopping
         app[NODE_KEY] = self._node_key
+        app[TRANSFERS] = Transfers()
+        url, key = self.settings.auto_storage_url, self.settings.auto_storage_key
+        if url is not None and key is not None:
+            app[AUTO_STORAGE] = AutoStorage(url, key)
         app.router.add_get("/healthz", _healthz)
         app.router.add_get(event_log.PATH, protected(event_log.stream_events))
+        app.router.add_get(transfers.PATH, protected(transfers.list_transfers))
         node_routes.add_routes(app)
         rest_routes.add_routes(app)
         return app

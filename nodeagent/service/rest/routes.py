@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from nodeagent.model.times import utc_now
-from nodeagent.service.app_keys import DATABASE, SETTINGS
+from nodeagent.service.app_keys import DATABASE, SETTINGS, TRANSFERS
 from nodeagent.service.rest.auth import Authenticator
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
@@ -147,6 +147,8 @@ def add_routes(app: web.Application) -> None:
         node_files=NodeFiles(),
         clock=utc_now,
         loose=settings.loose,
+        auto_storage=settings.auto_storage_url is not None,
+        transfers=app[TRANSFERS],
     )
 
     async def close_node_files(_: web.Application) -> AsyncIterator[None]:
