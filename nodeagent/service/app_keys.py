@@ -5,6 +5,7 @@ import asyncio
 from aiohttp import web
 
 from nodeagent.service.auto_storage import AutoStorage
+from nodeagent.service.packages import PackageFiles
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import Signals
 from nodeagent.service.store.database import Database
@@ -18,4 +19,5 @@ STOPPING = web.AppKey("stopping", asyncio.Event)
 TRANSFERS = web.AppKey("transfers", Transfers)
 AUTO_STORAGE = web.AppKey("auto_storage", AutoStorage)
 """Only there if the settings name a storage account."""
+PACKAGES = web.AppKey("packages", PackageFiles)
 NODE_KEY = web.AppKey("node_key", str)

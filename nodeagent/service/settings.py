@@ -64,6 +64,8 @@ class ServiceSettings(BaseModel):
     """Blob endpoint of the storage account that `autoStorageContainerName` means; no such account if not given."""
     auto_storage_key: Annotated[SecretStr, AfterValidator(_base64)] | None = None
     """Key of that account, base64: it stays at the service, nodes get a SAS of the container."""
+    package_bytes: Annotated[int, Field(ge=1 << 20)] = 16 << 30
+    """An application package whose zip file is larger is refused."""
     loose: bool = False
     """Accept and log properties that this version does not support, instead of refusing them by name."""
 

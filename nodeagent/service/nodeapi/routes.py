@@ -12,6 +12,7 @@ from nodeagent.model.enums import NodeState
 from nodeagent.model.protocol import (
     PREFIX,
     TERMINAL_TRANSITIONS,
+    ApplicationPackage,
     Heartbeat,
     Poll,
     Register,
@@ -24,10 +25,11 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.model.times import utc_now
 from nodeagent.service.app_keys import AUTO_STORAGE, DATABASE, SETTINGS, SIGNALS, STOPPING, TRANSFERS
-from nodeagent.service.lifecycle import nodes, pools
+from nodeagent.service.lifecycle import applications, nodes, pools
 from nodeagent.service.lifecycle.nodes import NodeRefusedError
 from nodeagent.service.lifecycle.reports import apply_report
 from nodeagent.service.nodeapi.calls import guarded, json_answer, read_call
+from nodeagent.service.nodeapi.packages import send_package
 from nodeagent.service.nodeapi.progress import take_progress
 from nodeagent.service.signals import STOPPING_SIGNAL
 from nodeagent.service.store import messages
@@ -42,6 +44,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(f"{PREFIX}/assignments", guarded(queues.assignments))
     app.router.add_post(f"{PREFIX}/reports", guarded(queues.reports))
     app.router.add_post(f"{PREFIX}/heartbeat", guarded(_heartbeat))
+    app.router.add_get(f"{PREFIX}/packages/{{sha256}}", guarded(send_package))
     app.router.add_post(f"{PREFIX}/progress", guarded(take_progress))
 
 
@@ -49,7 +52,11 @@ async def _register(request: web.Request) -> web.Response:
     call = await read_call(request, Register)
     settings = request.app[SETTINGS]
     request.app[TRANSFERS].forget_node(call.node_id)
-    unknown = await request.app[DATABASE].write(lambda tx: nodes.register(tx, call, utc_now()))
+
+    def register(tx: Transaction) -> tuple[tuple[str, ...], tuple[ApplicationPackage, ...]]:
+        return nodes.register(tx, call, utc_now()), applications.of_pool(tx, call.pool_id)
+
+    unknown, packages = await request.app[DATABASE].write(register)
     return json_answer(
         Registered(
             account_name=settings.account,
@@ -57,6 +64,7 @@ async def _register(request: web.Request) -> web.Response:
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             unknown_attempts=unknown,
+            pool_packages=packages,
         )
     )
 
@@ -170,6 +178,8 @@ class _Queues:
 
         node, found = await self._app[DATABASE].read(read)
         queue.num = node.num
+        if node.state is NodeState.STARTING:
+            await self._app[DATABASE].write(lambda tx: nodes.ready(tx, call, utc_now()))
         return node.num, found
 
     def _numbered(self, found: list[tuple[int, str]]) -> str:
