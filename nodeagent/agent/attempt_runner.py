@@ -7,19 +7,24 @@ everything that led to it is stored.
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
 
 from nodeagent.agent import failpoints, journal
 from nodeagent.agent.attempt_change import Change, change_of
 from nodeagent.agent.attempt_directories import AttemptDirectories
 from nodeagent.agent.attempt_transfers import AttemptTransfers
 from nodeagent.agent.execution import Execution
+from nodeagent.agent.kept_logs import kept_logs
 from nodeagent.agent.tools import Tools
-from nodeagent.model.protocol import Assignment, Transition
+from nodeagent.model.protocol import Assignment, AttemptKind, KeptLog, Transition
 from nodeagent.rules import attempt as rules
 from nodeagent.rules import attempt_effects, attempt_events
-from nodeagent.rules.attempt import Attempt
+from nodeagent.rules.attempt import Attempt, plan_of
 from nodeagent.rules.failures import not_handled
 from nodeagent.rules.layout import TaskPaths
+
+_LOGS_KEPT = (AttemptKind.USER, AttemptKind.JOB_MANAGER)
 
 
 class AttemptRunner:
@@ -66,7 +71,19 @@ class AttemptRunner:
         self.attempt = stepped[0]
         if self.attempt.stop_reason is not None:
             self.unwanted.set()
-        return change_of(before, event, stepped, at)
+        return change_of(before, event, stepped, at, self._logs)
+
+    def _logs(self) -> tuple[KeptLog, ...]:
+        """What the end of a user's task tells of its logs, after the last of its processes has gone."""
+        if self.assignment.attempt_kind not in _LOGS_KEPT:
+            return ()
+        return kept_logs(self.paths, self._tools.kept_log_bytes)
+
+    def change_retention(self, retention_time: timedelta) -> None:
+        """Keep the files for another time; whoever calls stores it."""
+        self.assignment = journal.with_retention(self.assignment, retention_time)
+        plan = replace(self.attempt.plan, retention_time=plan_of(self.assignment).retention_time)
+        self.attempt = replace(self.attempt, plan=plan)
 
     def committed(self, change: Change) -> None:
         """Do what follows at once from a stored change: tell the reporter, wake who waits."""

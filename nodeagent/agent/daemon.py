@@ -182,6 +182,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             durability=settings.durability,
             limits=TaskLimits.of(settings),
             stderr_tail=settings.stderr_tail,
+            kept_log_bytes=settings.kept_log_bytes,
         )
         assignments = Assignments(tools, removals, stored.cursor)
         await recovery.recover(tools, stored, removals, state)

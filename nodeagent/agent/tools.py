@@ -43,4 +43,6 @@ class Tools:
     limits: TaskLimits = field(default_factory=TaskLimits)
     stderr_tail: bool = True
     """Whether a failure tells the last bytes of the task's stderr."""
+    kept_log_bytes: int = 0
+    """How much of the end of each log goes with the end of a task."""
     now: Callable[[], datetime] = utc_now

@@ -62,6 +62,7 @@ async def test_a_stop_that_comes_while_the_end_is_stored_does_not_swallow_the_re
             runtime=runtime,
             tasks=tasks,
             now=utc_now,
+            kept_log_bytes=1000,
             directories=Directories(NodeLayout(Path("/nonexistent"))),
         )
         runner = AttemptRunner(cast("Tools", tools), new_attempt(task("a1", "true")), task("a1", "true"))
