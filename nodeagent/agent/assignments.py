@@ -10,13 +10,15 @@ import structlog
 
 from nodeagent.agent import failpoints, journal
 from nodeagent.agent.attempt_change import Change
-from nodeagent.agent.attempt_runner import AttemptRunner, Tools
+from nodeagent.agent.attempt_runner import AttemptRunner
 from nodeagent.agent.errors import RefusedError
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
+from nodeagent.agent.tools import Tools
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
+    ChangeRetention,
     EndJobSession,
     Messages,
     NumberedMessage,
@@ -101,6 +103,8 @@ class Assignments:
                     self._end_session(taken, job_id, preparation)
             case RemoveFiles() as removal:
                 self._remove(taken, removal)
+            case ChangeRetention() as change:
+                self._change_retention(taken, change)
 
     def _assignment(self, taken: _Taken, assignment: Assignment) -> None:
         check_names(assignment)
@@ -140,6 +144,12 @@ class Assignments:
 
         taken.writes.append(save)
         taken.actions.append(lambda: self._removals.begin(noted[0]))
+
+    def _change_retention(self, taken: _Taken, change: ChangeRetention) -> None:
+        runner = self._tools.attempts.get(change.attempt_id)
+        if runner is not None:
+            runner.change_retention(change.retention_time)
+        taken.writes.append(lambda db: journal.change_retention(db, change.attempt_id, change.retention_time))
 
     def _end_session(self, taken: _Taken, job_id: str, preparation: str) -> None:
         # those that are live now: a job that is made again under the same name has a session of its own

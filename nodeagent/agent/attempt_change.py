@@ -1,14 +1,16 @@
 """One step of an attempt: what of it is stored, in one transaction, before anything is done about it."""
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from nodeagent.agent import journal
+from nodeagent.model.protocol import KeptLog
 from nodeagent.rules import attempt as rules
 from nodeagent.rules import attempt_effects, attempt_events
 from nodeagent.rules.attempt import Attempt
-from nodeagent.rules.retention import expiry
+from nodeagent.rules.retention import ended, expiry
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +41,32 @@ class Change:
         for row in self.rows:
             journal.add_report(connection, row)
         if self.after.terminal is not None and self.before.terminal is None:
-            expires = expiry(self.after, self.at)
-            if expires is not None:
-                journal.set_expiry(connection, self.after.attempt_id, expires)
+            journal.set_end(connection, self.after.attempt_id, ended(self.after, self.at), expiry(self.after, self.at))
+            if self.after.plan.transfers_out:
+                journal.forget_uploads(connection, self.after.execution_id)
         if self.silenced or (self.after.acknowledged and not self.before.acknowledged):
             journal.drop_reports(connection, self.after.attempt_id)
 
 
-def change_of(before: Attempt, event: attempt_events.Event, stepped: rules.Stepped, at: datetime) -> Change:
-    """Return the change that a step is."""
+def change_of(
+    before: Attempt,
+    event: attempt_events.Event,
+    stepped: rules.Stepped,
+    at: datetime,
+    logs: Callable[[], tuple[KeptLog, ...]] = tuple,
+) -> Change:
+    """Return the change that a step is. `logs` gives what its completion tells of the task's logs."""
     after, effects = stepped
-    rows = tuple(_outbox_row(effect, after) for effect in effects if isinstance(effect, attempt_effects.Send))
+    rows = tuple(_outbox_row(effect, after, logs) for effect in effects if isinstance(effect, attempt_effects.Send))
     return Change(before, after, type(event).__name__, at, effects, rows, getattr(event, "detail", None))
 
 
-def _outbox_row(effect: attempt_effects.Send, after: Attempt) -> journal.OutboxRow:
+def _outbox_row(
+    effect: attempt_effects.Send, after: Attempt, logs: Callable[[], tuple[KeptLog, ...]]
+) -> journal.OutboxRow:
     report = effect.report
     last = after.terminal is not None and report.seq == after.last_seq
+    ran = report.outcome is not None and report.outcome.exit_code is not None
+    if ran and (kept := logs()):  # else they may be an earlier execution's
+        report = report.model_copy(update={"logs": kept})
     return journal.OutboxRow(report.attempt_id, report.seq, report.to_json(), last)

@@ -19,7 +19,6 @@ import structlog
 from nodeagent.agent import recovery, sd_notify
 from nodeagent.agent.accounts import Accounts, check_reachable, claimed, uids_of
 from nodeagent.agent.assignments import Assignments
-from nodeagent.agent.attempt_runner import Tools
 from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.correspondence import Correspondence
@@ -40,6 +39,7 @@ from nodeagent.agent.reporter import Reporter
 from nodeagent.agent.retention import Retention
 from nodeagent.agent.service_client import ServiceClient
 from nodeagent.agent.settings import AgentSettings
+from nodeagent.agent.tools import Tools
 from nodeagent.boundary import probe
 from nodeagent.boundary.base import BoundaryError
 from nodeagent.boundary.limits import LimitedBoundaries
@@ -182,6 +182,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             durability=settings.durability,
             limits=TaskLimits.of(settings),
             stderr_tail=settings.stderr_tail,
+            kept_log_bytes=settings.kept_log_bytes,
         )
         assignments = Assignments(tools, removals, stored.cursor)
         await recovery.recover(tools, stored, removals, state)

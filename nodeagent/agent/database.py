@@ -88,6 +88,7 @@ MIGRATIONS: Sequence[str] = (
     """,
     """
     ALTER TABLE attempts ADD COLUMN ended REAL;
+    UPDATE attempts SET ended = CAST(strftime('%s', 'now') AS REAL) WHERE terminal IS NOT NULL;
     CREATE TABLE uploads (
         execution_id TEXT NOT NULL,
         number INTEGER NOT NULL,

@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nodeagent.model.protocol import (
@@ -20,6 +20,7 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.model.times import format_time, parse_time
 from nodeagent.rules.attempt import Attempt, State, plan_of
+from nodeagent.rules.retention import expiry_after
 
 _CURSOR = "cursor"
 _REGISTERED = "registered"
@@ -141,9 +142,41 @@ def update_attempt(connection: sqlite3.Connection, attempt: Attempt) -> None:
     )
 
 
-def set_expiry(connection: sqlite3.Connection, attempt_id: str, expires: datetime) -> None:
-    """Store when the files of an attempt that has ended may go."""
-    connection.execute("UPDATE attempts SET expires = ? WHERE attempt_id = ?", (expires.timestamp(), attempt_id))
+def set_end(connection: sqlite3.Connection, attempt_id: str, ended: datetime, expires: datetime | None) -> None:
+    """Store when an attempt has ended, and when its files may go (None: never)."""
+    connection.execute(
+        "UPDATE attempts SET ended = ?, expires = ? WHERE attempt_id = ?",
+        (ended.timestamp(), None if expires is None else expires.timestamp(), attempt_id),
+    )
+
+
+def change_retention(connection: sqlite3.Connection, attempt_id: str, retention_time: timedelta) -> None:
+    """Store another retention time; if the attempt has ended it counts from that end.
+
+    An attempt that is not known, or whose files are on their way out already, is left as it is.
+    """
+    row = connection.execute(
+        "SELECT assignment, ended, terminal FROM attempts WHERE attempt_id = ?", (attempt_id,)
+    ).fetchone()
+    if row is None:
+        return
+    text, ended, terminal = row
+    assignment = with_retention(Assignment.from_json(text), retention_time)
+    connection.execute("UPDATE attempts SET assignment = ? WHERE attempt_id = ?", (assignment.to_json(), attempt_id))
+    if terminal is not None and ended is not None:
+        end = datetime.fromtimestamp(ended, UTC)
+        set_end(connection, attempt_id, end, expiry_after(end, plan_of(assignment).retention_time))
+
+
+def with_retention(assignment: Assignment, retention_time: timedelta) -> Assignment:
+    """Return the assignment with another retention time."""
+    constraints = assignment.work.constraints.model_copy(update={"retention_time": retention_time})
+    return assignment.model_copy(update={"work": assignment.work.model_copy(update={"constraints": constraints})})
+
+
+def forget_uploads(connection: sqlite3.Connection, execution_id: str) -> None:
+    """Forget what was uploaded of an execution: it is over, and nothing of it is uploaded again."""
+    connection.execute("DELETE FROM uploads WHERE execution_id = ?", (execution_id,))
 
 
 def _dynamic(attempt: Attempt) -> tuple[Any, ...]:
@@ -311,14 +344,28 @@ def take_expired(connection: sqlite3.Connection, now: datetime, limit: int) -> l
 
     Only what the service has the end of; a preparation not before its job session is over.
     """
+    return _take(connection, "expires <= ?", "expires", (now.timestamp(),), limit)
+
+
+def take_oldest(connection: sqlite3.Connection, limit: int) -> list[Removal]:
+    """Turn attempts into removals before their time, the earliest end first; the same ones are spared as there.
+
+    A start task's directory is the node's, and stays.
+    """
+    return _take(connection, "ended IS NOT NULL AND job_id <> ''", "ended", (), limit)
+
+
+def _take(
+    connection: sqlite3.Connection, which: str, order: str, parameters: tuple[float, ...], limit: int
+) -> list[Removal]:
     rows = connection.execute(
-        "SELECT attempt_id, job_id FROM attempts WHERE expires <= ? AND state = 'retained'"
-        " AND NOT EXISTS (SELECT 1 FROM job_sessions WHERE preparation = attempt_id) ORDER BY expires LIMIT ?",
-        (now.timestamp(), limit),
+        f"SELECT attempt_id, job_id FROM attempts WHERE {which} AND state = 'retained'"  # noqa: S608 - constants of the two callers
+        f" AND NOT EXISTS (SELECT 1 FROM job_sessions WHERE preparation = attempt_id) ORDER BY {order} LIMIT ?",
+        (*parameters, limit),
     ).fetchall()
     of_jobs: dict[str, list[str]] = {}
     for attempt_id, job_id in rows:
-        connection.execute("UPDATE attempts SET expires = NULL WHERE attempt_id = ?", (attempt_id,))
+        connection.execute("UPDATE attempts SET expires = NULL, ended = NULL WHERE attempt_id = ?", (attempt_id,))
         of_jobs.setdefault(job_id, []).append(attempt_id)
     return [add_removal(connection, RemoveFiles(job_id=job, attempt_ids=tuple(ids))) for job, ids in of_jobs.items()]
 

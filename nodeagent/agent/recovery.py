@@ -14,9 +14,10 @@ from pathlib import Path
 import structlog
 
 from nodeagent.agent import journal
-from nodeagent.agent.attempt_runner import AttemptRunner, Tools
+from nodeagent.agent.attempt_runner import AttemptRunner
 from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.removal import Removals
+from nodeagent.agent.tools import Tools
 from nodeagent.boundary.base import BoundaryError
 from nodeagent.model.protocol import Registered, StopReason
 from nodeagent.rules.attempt import execution_id, resume

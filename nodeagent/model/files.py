@@ -1,8 +1,9 @@
 """Files that Batch brings to a task and takes from it (spec/node.md §4, §5)."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import StringConstraints, model_validator
+from pydantic import StringConstraints, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.enums import UploadCondition
@@ -22,14 +23,27 @@ class ResourceFile(BatchModel):
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> Self:
-        sources = (self.http_url, self.storage_container_url, self.auto_storage_container_name)
-        if sum(source is not None for source in sources) != 1:
+        given = {
+            "httpUrl": self.http_url,
+            "storageContainerUrl": self.storage_container_url,
+            "autoStorageContainerName": self.auto_storage_container_name,
+        }
+        names = [name for name, source in given.items() if source is not None]
+        if not names:
             raise ValueError("exactly one of httpUrl, storageContainerUrl and autoStorageContainerName must be given")
+        if len(names) > 1:
+            raise _fault(names[1], "value_error", f"cannot be given together with {names[0]}")
         if self.http_url is not None and self.file_path is None:
-            raise ValueError("filePath is required with httpUrl")
+            raise _fault("filePath", "missing", "Field required")
         if self.http_url is not None and self.blob_prefix is not None:
-            raise ValueError("blobPrefix goes only with storageContainerUrl or autoStorageContainerName")
+            raise _fault("blobPrefix", "value_error", "goes only with storageContainerUrl or autoStorageContainerName")
         return self
+
+
+def _fault(name: str, kind: Literal["missing", "value_error"], message: str) -> ValidationError:
+    """Return the error of a rule about several properties, at the one that the client should change."""
+    error = PydanticCustomError(kind, message)  # type: ignore[arg-type]  # a literal for speed only
+    return ValidationError.from_exception_data("ResourceFile", [InitErrorDetails(type=error, loc=(name,), input=None)])
 
 
 class UploadHeader(BatchModel):

@@ -85,7 +85,9 @@ class PoolCreate(BatchModel):
     enable_inter_node_communication: bool = False
     network_configuration: dict[str, Any] | None = None
     start_task: StartTask | None = None
-    application_package_references: tuple[ApplicationPackageReference, ...] | None = None
+    application_package_references: Annotated[tuple[ApplicationPackageReference, ...], Field(max_length=10)] | None = (
+        None
+    )
     task_slots_per_node: Annotated[int, Field(ge=1, le=256)] = 1
     task_scheduling_policy: TaskSchedulingPolicy = TaskSchedulingPolicy()
     user_accounts: tuple[UserAccount, ...] | None = None

@@ -382,11 +382,13 @@ class _Walk:
     def _after_exit(self) -> None:
         if self._retries():
             self._again(retry_count=self.attempt.retry_count + 1, last_retry_time=self.now)
-        elif self._uploads():
+        elif not self._uploads():
+            self.finalize(self._ended_outcome())
+        elif self.attempt.stop_reason is not None:
+            self.finalize(_cut_short(self._ended_outcome(), self.attempt.stop_reason, self.now))
+        else:
             self.move(State.TRANSFERRING_OUT)
             self.effects.append(TransferOut())
-        else:
-            self.finalize(self._ended_outcome())
 
     def transferred_out(self, failure: FailureInfo | None) -> None:
         outcome = self._ended_outcome().model_copy(update={"end_time": self.now})
@@ -448,12 +450,15 @@ class _Walk:
         if state is State.WAITING_PREP:
             self.give_back(ReturnReason.STOPPED, f"stopped before it began: {reason}")
         elif state in _BEFORE_LAUNCH:
-            self.finalize(_failed(self.now, task_ended(reason), reason))
+            limit = _limit(reason, self.attempt.plan)
+            self.finalize(_failed(self.now, task_ended(reason, limit=limit), reason))
         elif state is State.LAUNCHING:
             self.effects.append(Stop(reason))
         elif state is State.RUNNING:
             self.move(State.STOPPING)
             self.effects.append(Stop(reason))
+        elif state is State.TRANSFERRING_OUT:
+            self.finalize(_cut_short(self._ended_outcome(), reason, self.now))
 
     def disown(self) -> None:
         if self.attempt.state is State.REPORTED:
@@ -558,6 +563,13 @@ def _with_sweep(outcome: Outcome) -> Outcome:
         return outcome
     told = f"{outcome.sweep.killed} killed, {outcome.sweep.remaining} remain"
     return outcome.model_copy(update={"failure_info": with_details(outcome.failure_info, ("LeftoverProcesses", told))})
+
+
+def _cut_short(outcome: Outcome, reason: StopReason, now: datetime) -> Outcome:
+    """The command had ended by itself: its exit code stays, but what it was to give is not all there."""
+    failure = with_details(task_ended(reason), ("Uploads", "its uploads were cut short"))
+    changes = {"result": ExecutionResult.FAILURE, "end_time": now, "failure_info": failure, "stop_reason": reason}
+    return outcome.model_copy(update=changes)
 
 
 def _failed(now: datetime, failure: FailureInfo, reason: StopReason | None = None) -> Outcome:

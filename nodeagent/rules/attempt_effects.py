@@ -19,7 +19,7 @@ class AwaitPreparation:
 
 @dataclass(frozen=True, slots=True)
 class TransferIn:
-    """Bring resource files and packages."""
+    """Make the directory, bring packages and resource files. Begun anew after a restart: files are replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class PullImage:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Make directories, write the spec, launch, wait. At most once per execution."""
+    """Make directories if that is not done, write the spec, launch, wait. At most once per execution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SweepBoundary:
 
 @dataclass(frozen=True, slots=True)
 class TransferOut:
-    """Upload output files."""
+    """Upload output files. Goes on after a restart where it was."""
 
 
 Effect = Send | AwaitPreparation | TransferIn | PullImage | Launch | Look | Stop | SweepBoundary | TransferOut

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from nodeagent.model.enums import AutoUserScope, ElevationLevel
 from nodeagent.model.protocol import Assignment, AttemptKind, PreparationGate
@@ -56,14 +57,16 @@ def identity_name(identity: UserIdentity) -> str:
     return scope + level
 
 
-def task_environment(node: NodeFacts, assignment: Assignment) -> dict[str, str]:
-    """Return the whole environment of an attempt.
+def task_environment(
+    node: NodeFacts, assignment: Assignment, packages: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Return the whole environment of an attempt; `packages` has the variables of its application packages.
 
     Custom settings are expanded (`$NAME`, `${NAME}`) against service and custom variables. Service variables
     (`AZ_BATCH_*`, `CCP_NODES`) win over custom ones of the same name; PATH and HOME may be overridden.
     Raises EnvironmentLoopError.
     """
-    service = _service_variables(node, assignment)
+    service = {**packages, **_service_variables(node, assignment)}
     paths = node.layout.task(assignment.job_id, assignment.task_id)
     ambient = {
         "PATH": f"{DISTRIBUTION_PATH}:{node.layout.shared}:{paths.wd}",

@@ -8,10 +8,16 @@ _FOR_EVER = timedelta(days=36500)
 """A retention time beyond this is none that a node could see the end of."""
 
 
+def ended(attempt: Attempt, at: datetime) -> datetime:
+    """Return when an attempt that is over by now, at the latest at `at`, has ended."""
+    return at if attempt.outcome is None else attempt.outcome.end_time
+
+
 def expiry(attempt: Attempt, at: datetime) -> datetime | None:
     """Return when the files of an attempt that has ended, at the latest at `at`, may go; None for never."""
-    retention = attempt.plan.retention_time
-    if attempt.terminal is None or retention >= _FOR_EVER:
-        return None
-    ended = at if attempt.outcome is None else attempt.outcome.end_time
-    return ended + retention
+    return None if attempt.terminal is None else expiry_after(ended(attempt, at), attempt.plan.retention_time)
+
+
+def expiry_after(end: datetime, retention_time: timedelta) -> datetime | None:
+    """Return when files may go that are kept so long from that end on; None for never."""
+    return None if retention_time >= _FOR_EVER else end + retention_time

@@ -21,11 +21,8 @@ def _present(value: object) -> bool:
 
 _ANY_TASK: dict[str, Check] = {
     "containerSettings": _present,
-    "resourceFiles": _present,
 }
 _TASK: dict[str, Check] = _ANY_TASK | {
-    "outputFiles": _present,
-    "applicationPackageReferences": _present,
     "authenticationTokenSettings": _present,
     "multiInstanceSettings": _present,
     "affinityInfo": _present,
@@ -33,7 +30,6 @@ _TASK: dict[str, Check] = _ANY_TASK | {
 _POOL: dict[str, Check] = {
     "enableAutoScale": bool,
     "startTask": _present,
-    "applicationPackageReferences": _present,
     "mountConfiguration": _present,
     "enableInterNodeCommunication": bool,
 }
@@ -89,4 +85,4 @@ def unsupported_pool(pool: PoolCreate) -> list[str]:
 
 def unsupported_start_task(task: StartTask) -> list[str]:
     """Return the JSON paths of a start task's properties that this version refuses."""
-    return _refused(task, _ANY_TASK, "")
+    return _refused(task, _ANY_TASK | {"resourceFiles": _present}, "")

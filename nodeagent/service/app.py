@@ -14,18 +14,31 @@ from aiohttp import web
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.times import utc_now
 from nodeagent.service import event_log
-from nodeagent.service.app_keys import DATABASE, NODE_KEY, SETTINGS, SIGNALS, STOPPING
+from nodeagent.service.app_keys import (
+    AUTO_STORAGE,
+    DATABASE,
+    NODE_KEY,
+    PACKAGES,
+    SETTINGS,
+    SIGNALS,
+    STOPPING,
+    TRANSFERS,
+)
+from nodeagent.service.auto_storage import AutoStorage
 from nodeagent.service.background import purge_deleted_jobs, watch_deadlines
 from nodeagent.service.lifecycle import placement, pools
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.nodeapi import routes as node_routes
+from nodeagent.service.packages import PackageFiles
 from nodeagent.service.rest import routes as rest_routes
 from nodeagent.service.rest.dispatch import protected
+from nodeagent.service.rest.handlers import applications, transfers
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import STOPPING_SIGNAL, Signals
 from nodeagent.service.state_dir import DATABASE_NAME, open_state_dir, read_node_key
 from nodeagent.service.store.database import Database, Hooks, Transaction
 from nodeagent.service.store.pools import PoolRow
+from nodeagent.service.transfers import Transfers
 
 _BODY_LIMIT = 32 * 1024 * 1024
 _SHUTDOWN_SECONDS = 5.0
@@ -113,10 +126,12 @@ class Service:
                     on_signals=self.signals.publish,
                 )
             )
+            packages = PackageFiles(self._folder, self.settings.package_bytes)
+            await packages.open(self._database)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
             self._start_background(group)
-            await self._listen(stack)
+            await self._listen(stack, packages)
             self._stack = stack.pop_all()
         _log.info("service_started", url=self.url, state_dir=str(self._folder))
         return self
@@ -146,8 +161,8 @@ class Service:
         for task in self._tasks:
             task.cancel()
 
-    async def _listen(self, stack: AsyncExitStack) -> None:
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    async def _listen(self, stack: AsyncExitStack, packages: PackageFiles) -> None:
+        runner = web.AppRunner(self._application(packages), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         stack.callback(self._wake_waiters)
@@ -160,15 +175,22 @@ class Service:
         self._stopping.set()
         self.signals.publish((STOPPING_SIGNAL,))
 
-    def _application(self) -> web.Application:
+    def _application(self, packages: PackageFiles) -> web.Application:
         app = web.Application(client_max_size=_BODY_LIMIT)
         app[DATABASE] = self.database
         app[SETTINGS] = self.settings
         app[SIGNALS] = self.signals
+        app[PACKAGES] = packages
         app[STOPPING] = self._stopping
         app[NODE_KEY] = self._node_key
+        app[TRANSFERS] = Transfers()
+        url, key = self.settings.auto_storage_url, self.settings.auto_storage_key
+        if url is not None and key is not None:
+            app[AUTO_STORAGE] = AutoStorage(url, key)
         app.router.add_get("/healthz", _healthz)
         app.router.add_get(event_log.PATH, protected(event_log.stream_events))
+        app.router.add_get(transfers.PATH, protected(transfers.list_transfers))
+        applications.add_routes(app)
         node_routes.add_routes(app)
         rest_routes.add_routes(app)
         return app

@@ -1,9 +1,32 @@
 """The settings of the service."""
 
+import base64
+import binascii
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+
+def _blob_endpoint(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+        _ = parts.port
+    except ValueError:
+        good = False
+    if not good or "@" in value:
+        raise ValueError("must be the URL of an account's blob endpoint, as https://account.blob.core.windows.net")
+    return value.rstrip("/")
+
+
+def _base64(value: SecretStr) -> SecretStr:
+    try:
+        base64.b64decode(value.get_secret_value(), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("must be base64 text") from None
+    return value
 
 
 class ServiceSettings(BaseModel):
@@ -37,5 +60,17 @@ class ServiceSettings(BaseModel):
     """JSON-lines file of diagnostic events; `events.jsonl` in the state folder if not given."""
     events_kept: Annotated[int, Field(ge=1000)] = 100_000
     """How many events the HTTP stream can go back; the file keeps all."""
+    auto_storage_url: Annotated[str, AfterValidator(_blob_endpoint)] | None = None
+    """Blob endpoint of the storage account that `autoStorageContainerName` means; no such account if not given."""
+    auto_storage_key: Annotated[SecretStr, AfterValidator(_base64)] | None = None
+    """Key of that account, base64: it stays at the service, nodes get a SAS of the container."""
+    package_bytes: Annotated[int, Field(ge=1 << 20)] = 16 << 30
+    """An application package whose zip file is larger is refused."""
     loose: bool = False
     """Accept and log properties that this version does not support, instead of refusing them by name."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.auto_storage_url is None) != (self.auto_storage_key is None):
+            raise ValueError("auto_storage_url and auto_storage_key must be given together or not at all")
+        return self

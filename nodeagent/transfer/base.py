@@ -1,12 +1,15 @@
 """What all transfers share: where files go and whose they are, how far a transfer is, and how it fails."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.protocol import TransferPhase, TransferProgress
 from nodeagent.model.values import NodeIdentityReference
+
+Tokens = Callable[[NodeIdentityReference], Awaitable[str]]
+"""Gives a bearer token for storage, of one of the node's managed identities; raises IdentityError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,18 @@ class TransferFailedError(Exception):
         details = {item.name: item.value for item in failure.details}
         super().__init__(f"{failure.code}: {details.get('Message', failure.message)}")
         self.failure = failure
+
+
+class IdentityError(Exception):
+    """There is no token for a managed identity; its text holds no secret.
+
+    `status` is the HTTP status of the endpoint's answer, None if there was none; 400 says that the node does not have
+    the identity.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Meter:

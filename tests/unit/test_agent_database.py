@@ -16,6 +16,7 @@ from nodeagent.agent.database import MIGRATIONS, Database
 from nodeagent.agent.errors import DamagedStateError, NewerStateError, UnwritableError
 from nodeagent.agent.testing import task
 from nodeagent.model.protocol import AttemptKind, RemoveFiles, StopReason, Sweep
+from nodeagent.model.times import UNLIMITED
 from nodeagent.rules import attempt as rules
 from nodeagent.rules import attempt_events
 
@@ -138,7 +139,7 @@ async def test_the_earliest_expired_comes_first_and_only_once(database: Database
         def write(connection: sqlite3.Connection) -> None:
             assignment = task(name, "x", job_id=f"job-of-{name}")
             journal.insert_attempt(connection, rules.new_attempt(assignment), assignment)
-            journal.set_expiry(connection, name, NOW + timedelta(seconds=seconds))
+            journal.set_end(connection, name, NOW, NOW + timedelta(seconds=seconds))
             connection.execute("UPDATE attempts SET state = ? WHERE attempt_id = ?", (state, name))
 
         return write
@@ -156,6 +157,78 @@ async def test_the_earliest_expired_comes_first_and_only_once(database: Database
     assert [removal.attempt_ids for removal in (*first, *then)] == [("early",), ("late",)]
     assert await database.write(journal.removals) == [*first, *then]
     assert await database.write(lambda db: journal.take_expired(db, NOW, 10)) == []
+
+
+def _ended(
+    name: str, seconds: int, *, kind: AttemptKind = AttemptKind.USER, state: str = "retained", job_id: str = "job"
+) -> Callable[[sqlite3.Connection], None]:
+    """An attempt that ended so many seconds after NOW, and whose files stay for a week."""
+
+    def write(connection: sqlite3.Connection) -> None:
+        assignment = task(name, "x", kind=kind, job_id=job_id)
+        journal.insert_attempt(connection, rules.new_attempt(assignment), assignment)
+        end = NOW + timedelta(seconds=seconds)
+        journal.set_end(connection, name, end, end + timedelta(days=7))
+        connection.execute("UPDATE attempts SET state = ?, terminal = 'completed' WHERE attempt_id = ?", (state, name))
+
+    return write
+
+
+async def test_for_room_the_oldest_end_goes_first_and_nothing_that_is_owed(database: Database) -> None:
+    """Whatever the retention time; the preparation of a job that lives here and the start task's directory stay."""
+    await database.write(_ended("second", -5))
+    await database.write(_ended("oldest", -9, job_id="other"))
+    await database.write(_ended("owed", -99, state="reported"))
+    await database.write(_ended("prep", -99, kind=AttemptKind.JOB_PREPARATION))
+    await database.write(_ended("start", -99, kind=AttemptKind.START, job_id=""))
+    await database.write(lambda db: journal.put_session(db, journal.SessionRow("prep", "job")))
+
+    first = await database.write(lambda db: journal.take_oldest(db, 1))
+    then = await database.write(lambda db: journal.take_oldest(db, 10))
+
+    assert [removal.attempt_ids for removal in (*first, *then)] == [("oldest",), ("second",)]
+    assert await database.write(lambda db: journal.take_oldest(db, 10)) == []
+    assert await database.write(journal.removals) == [*first, *then]
+    far = NOW + timedelta(days=8)
+    await database.write(lambda db: journal.delete_session(db, "prep"))
+    expired = await database.write(lambda db: journal.take_expired(db, far, 10))
+    assert sorted(name for removal in expired for name in removal.attempt_ids) == ["prep", "start"]
+
+
+async def test_another_retention_time_counts_from_the_end(database: Database) -> None:
+    """Shorter, longer, for ever and finite again; nothing of that brings back what is on its way out."""
+
+    async def expires(retention: timedelta) -> float | None:
+        await database.write(lambda db: journal.change_retention(db, "a", retention))
+        found: float | None = await database.write(
+            lambda db: db.execute("SELECT expires FROM attempts WHERE attempt_id = 'a'").fetchone()[0]
+        )
+        return found
+
+    await database.write(_ended("a", -60))
+    end = (NOW - timedelta(seconds=60)).timestamp()
+
+    assert await expires(timedelta(seconds=30)) == pytest.approx(end + 30)
+    assert await expires(timedelta(days=30)) == pytest.approx(end + 30 * 86400)
+    assert await expires(UNLIMITED) is None
+    assert await expires(timedelta(0)) == pytest.approx(end)
+    assert len(await database.write(lambda db: journal.take_expired(db, NOW, 10))) == 1
+    assert await expires(timedelta(days=7)) is None
+    await database.write(lambda db: journal.change_retention(db, "unknown", timedelta(0)))
+
+
+async def test_another_retention_time_of_a_running_attempt_is_known_to_the_next_life(database: Database) -> None:
+    """It is part of the plan that its end goes by."""
+    assignment = task("a", "x")
+    await database.write(lambda db: journal.insert_attempt(db, rules.new_attempt(assignment), assignment))
+
+    await database.write(lambda db: journal.change_retention(db, "a", timedelta(hours=1)))
+
+    row = await database.write(lambda db: journal.attempt(db, "a"))
+    assert row is not None
+    assert row.attempt.plan.retention_time == timedelta(hours=1)
+    assert row.assignment.work.constraints.retention_time == timedelta(hours=1)
+    assert await database.write(lambda db: db.execute("SELECT expires FROM attempts").fetchone()) == (None,)
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

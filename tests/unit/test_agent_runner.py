@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from nodeagent.agent.attempt_runner import AttemptRunner, Tools
+from nodeagent.agent.attempt_runner import AttemptRunner
 from nodeagent.agent.directories import Directories
 from nodeagent.agent.endings import event_of
 from nodeagent.agent.journal import OutboxRow
@@ -18,6 +18,9 @@ from nodeagent.rules.attempt_events import Accepted, Launched, StopRequested
 from nodeagent.rules.layout import NodeLayout
 from nodeagent.runtime.base import Ended
 from nodeagent.shim.records import ExecError, ExitRecord, SweptRecord
+
+if TYPE_CHECKING:
+    from nodeagent.agent.tools import Tools
 
 NOWHERE = NodeLayout(Path("/nonexistent")).task("j", "t")
 
@@ -59,6 +62,7 @@ async def test_a_stop_that_comes_while_the_end_is_stored_does_not_swallow_the_re
             runtime=runtime,
             tasks=tasks,
             now=utc_now,
+            kept_log_bytes=1000,
             directories=Directories(NodeLayout(Path("/nonexistent"))),
         )
         runner = AttemptRunner(cast("Tools", tools), new_attempt(task("a1", "true")), task("a1", "true"))

@@ -241,6 +241,12 @@ class AttemptLife(RuleBasedStateMachine):
             assert outcome.exit_code == seen.exit_code
 
     @invariant()
+    def nobody_transfers_for_an_attempt_that_is_to_end(self) -> None:
+        """A stop ends downloads and uploads at once, and none begins after it."""
+        if self.memory.state in (State.TRANSFERRING_IN, State.TRANSFERRING_OUT):
+            assert self.memory.stop_reason is None
+
+    @invariant()
     def retries_are_bounded(self) -> None:
         """The node retries only what is bound to it, and no more often than it may."""
         if not self.memory.plan.node_bound:
@@ -489,6 +495,70 @@ def test_uploads_come_after_the_exit_and_a_failed_one_keeps_the_exit_code() -> N
     outcome = sent(effects)[0].outcome
     assert outcome is not None
     assert (outcome.exit_code, outcome.result, outcome.failure_info) == (0, ExecutionResult.FAILURE, FAILURE)
+
+
+def _uploading() -> Attempt:
+    """An attempt whose command has ended well, and whose files are being uploaded."""
+    attempt, _ = accepted(assignment())
+    attempt = replace(attempt, plan=replace(attempt.plan, transfers_out=True))
+    return after(attempt, on.Launched(), on.Ended(at=START, exit_code=0, sweep=Sweep()))[0]
+
+
+@pytest.mark.parametrize("reason", [StopReason.USER_TERMINATE, StopReason.JOB_DISABLE_REQUEUE, StopReason.TASK_DELETE])
+def test_a_stop_during_uploads_ends_the_attempt_at_once(reason: StopReason) -> None:
+    """The exit code stays; that files are missing is told."""
+    attempt, effects = after(_uploading(), on.StopRequested(reason))
+
+    assert attempt.state is State.REPORTED
+    outcome = sent(effects)[0].outcome
+    assert outcome is not None
+    assert outcome.failure_info is not None
+    assert (outcome.exit_code, outcome.result, outcome.stop_reason) == (0, ExecutionResult.FAILURE, reason)
+    assert outcome.failure_info.code == "TaskEnded"
+    assert "its uploads were cut short" in [detail.value for detail in outcome.failure_info.details]
+    assert after(attempt, on.TransferredOut())[0] == attempt
+
+
+def test_uploads_of_an_attempt_that_the_service_disowned_end_in_silence() -> None:
+    """Nobody waits for them, and nothing is reported."""
+    attempt, effects = after(_uploading(), on.Disowned())
+
+    assert attempt.state is State.RETAINED
+    assert effects == ()
+
+
+def test_a_stop_that_comes_before_the_uploads_begin_keeps_them_from_beginning() -> None:
+    """The process ended by itself, while somebody asked for its end."""
+    attempt, _ = accepted(assignment())
+    attempt = replace(attempt, plan=replace(attempt.plan, transfers_out=True))
+    attempt, effects = after(
+        attempt,
+        on.Launched(),
+        on.StopRequested(StopReason.JOB_TERMINATE),
+        on.Ended(at=START, exit_code=3, sweep=Sweep()),
+    )
+
+    assert attempt.state is State.REPORTED
+    outcome = sent(effects)[0].outcome
+    assert outcome is not None
+    assert (outcome.exit_code, outcome.stop_reason) == (3, StopReason.JOB_TERMINATE)
+
+
+def test_downloads_that_outlast_the_wall_clock_end_the_attempt_without_an_exit_code() -> None:
+    """Spec/node.md §9: maxWallClockTime counts from the start, downloads included; the limit is named."""
+    attempt, _ = accepted(assignment())
+    plan = replace(attempt.plan, max_wall_clock_time=timedelta(seconds=2))
+    attempt, effects = after(
+        replace(attempt, state=State.TRANSFERRING_IN, plan=plan), on.StopRequested(StopReason.WALL_CLOCK)
+    )
+
+    assert attempt.state is State.REPORTED
+    outcome = sent(effects)[0].outcome
+    assert outcome is not None
+    assert outcome.failure_info is not None
+    details = {detail.name: detail.value for detail in outcome.failure_info.details}
+    assert (outcome.exit_code, outcome.stop_reason) == (None, StopReason.WALL_CLOCK)
+    assert details["Limit"] == "maxWallClockTime PT2S"
 
 
 def test_nothing_is_uploaded_for_a_task_that_was_ended_by_request() -> None:

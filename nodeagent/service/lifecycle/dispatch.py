@@ -1,12 +1,13 @@
 """Attempts on their way to nodes: assigning them, and asking them to stop."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nodeagent.model.enums import TaskState
 from nodeagent.model.job import JobPreparationTask
 from nodeagent.model.protocol import (
     Assignment,
     AttemptKind,
+    ChangeRetention,
     EndJobSession,
     PreparationGate,
     RemoveFiles,
@@ -16,13 +17,17 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.rules.layout import task_directory
 from nodeagent.service import task_events, work
+from nodeagent.service.lifecycle.applications import with_packages
 from nodeagent.service.store import attempts, counts, job_nodes, messages, nodes, pools, tasks
-from nodeagent.service.store.attempts import AttemptRow, NewAttempt
+from nodeagent.service.store.attempts import AttemptRow, AttemptState, NewAttempt
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.job_nodes import JobNodeRow
 from nodeagent.service.store.jobs import JobRow
 from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.tasks import TaskNode, TaskRow
+
+_KEEPING = frozenset({AttemptState.ASSIGNED, AttemptState.RUNNING, AttemptState.COMPLETED})
+"""States of attempts whose node has files of them, or will."""
 
 
 def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slots: int, now: datetime) -> None:
@@ -37,7 +42,11 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
         retry_count=task.execution.retry_count,
         system_task_version=task.system_task_version,
         required_slots=task.required_slots,
-        work=_with_user(tx, work.of_task(job.spec, task.spec), node.pool_id),
+        work=with_packages(
+            tx,
+            _with_user(tx, work.of_task(job.spec, task.spec), node.pool_id),
+            task.spec.application_package_references,
+        ),
         preparation=gate,
     )
     number = messages.add(tx, node.num, assignment)
@@ -132,6 +141,12 @@ def stop(tx: Transaction, attempt: AttemptRow, reason: StopReason) -> None:
     if attempt.live and attempt.stop_reason is None:
         attempts.request_stop(tx, attempt.num, reason)
         messages.add(tx, attempt.node_num, StopAttempt(attempt_id=attempt.id, reason=reason))
+
+
+def change_retention(tx: Transaction, attempt: AttemptRow, retention_time: timedelta) -> None:
+    """Tell a node how long to keep an attempt's files; one that is gone, or that lost the attempt, need not know."""
+    if attempt.state in _KEEPING and nodes.by_num(tx, attempt.node_num) is not None:
+        messages.add(tx, attempt.node_num, ChangeRetention(attempt_id=attempt.id, retention_time=retention_time))
 
 
 def take_back(tx: Transaction, attempt: AttemptRow) -> None:

@@ -37,6 +37,8 @@ def require(tx: Transaction, call: NodeCall) -> NodeRow:
 def register(tx: Transaction, call: Register, now: datetime) -> tuple[str, ...]:
     """Let a node join its pool or come back; settle what it no longer knows. Return its unknown live attempts.
 
+    A node that has packages to install gets no work before it asks for some: see `ready`.
+
     Raises NodeRefusedError: PoolNotFound, Fenced.
     """
     pool = pool_rows.get(tx, call.pool_id)
@@ -45,8 +47,9 @@ def register(tx: Transaction, call: Register, now: datetime) -> tuple[str, ...]:
     node = nodes.by_id(tx, call.node_id)
     tx.signal(SCHEDULE)
     tx.signal(DEADLINES)
+    state = NodeState.STARTING if pool.spec.application_package_references else NodeState.IDLE
     if node is None:
-        nodes.insert(tx, pool.num, call, now)
+        nodes.insert(tx, pool.num, call, state, now)
         pools.settle_allocation(tx, call.pool_id, now)
         return _unknown(tx, 0, call.live_attempts)
     _fence(node, call)
@@ -57,7 +60,8 @@ def register(tx: Transaction, call: Register, now: datetime) -> tuple[str, ...]:
     _settle_attempts(tx, node, call, rebooted=rebooted, now=now)
     nodes.set_slots(tx, node.num, call.slots)
     if node.state is not NodeState.LEAVING_POOL:
-        nodes.set_state(tx, node.num, NodeState.IDLE, now)
+        nodes.set_state(tx, node.num, state, now)
+    nodes.set_errors(tx, node.num, ())
     if node.instance_id != call.instance_id:
         nodes.set_schedulable(tx, node.num, now)
     nodes.settle(tx, node.num, now)
@@ -148,11 +152,38 @@ def heartbeat(tx: Transaction, call: Heartbeat, now: datetime) -> HeartbeatAnswe
             _free(tx, attempt)
             tx.signal(SCHEDULE)
     if node.state is NodeState.UNKNOWN:
-        nodes.set_state(tx, node.num, NodeState.IDLE, now)
-        nodes.settle(tx, node.num, now)
-        tx.signal(SCHEDULE)
         tx.signal(DEADLINES)
+    if call.errors != node.errors:
+        nodes.set_errors(tx, node.num, call.errors)
+    if call.errors and node.state is not NodeState.LEAVING_POOL:
+        _take_out(tx, node, call.cursor, now)
+    elif node.state in (NodeState.UNKNOWN, NodeState.UNUSABLE):
+        _let_work(tx, node, now)
     return HeartbeatAnswer(unknown_attempts=_unknown(tx, node.num, call.live_attempts))
+
+
+def ready(tx: Transaction, call: NodeCall, now: datetime) -> None:
+    """A node asks for work for the first time since it registered: from now on it may get some.
+
+    Raises NodeRefusedError: Fenced, NodeNotRegistered.
+    """
+    node = require(tx, call)
+    if node.state is NodeState.STARTING:
+        _let_work(tx, node, now)
+
+
+def _let_work(tx: Transaction, node: NodeRow, now: datetime) -> None:
+    nodes.set_state(tx, node.num, NodeState.IDLE, now)
+    nodes.settle(tx, node.num, now)
+    tx.signal(SCHEDULE)
+
+
+def _take_out(tx: Transaction, node: NodeRow, cursor: int, now: datetime) -> None:
+    """Give a node with errors no more work (spec/node.md §14); what it has not even fetched runs elsewhere."""
+    nodes.set_state(tx, node.num, NodeState.UNUSABLE, now)
+    for attempt in attempts.open_on_node(tx, node.num):
+        if attempt.live and not _fetched(attempt, cursor):
+            lose(tx, attempt, AttemptState.GIVEN_UP, now)
 
 
 def expire_lease(tx: Transaction, node: NodeRow, now: datetime) -> None:

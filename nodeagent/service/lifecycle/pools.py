@@ -5,8 +5,9 @@ from datetime import datetime
 from nodeagent.model.enums import AllocationState, NodeState, PoolState
 from nodeagent.model.pool import PoolCreate, ResizeError
 from nodeagent.model.protocol import StopReason
+from nodeagent.rules.pool_secrets import without_secrets
 from nodeagent.service.errors import refusal
-from nodeagent.service.lifecycle import dispatch
+from nodeagent.service.lifecycle import applications, dispatch
 from nodeagent.service.lifecycle.names import DEADLINES, SCHEDULE
 from nodeagent.service.store import attempts, nodes, pools
 from nodeagent.service.store.database import Transaction
@@ -26,15 +27,16 @@ def require(tx: Transaction, pool_id: str) -> PoolRow:
 def create_pool(tx: Transaction, spec: PoolCreate, now: datetime) -> PoolRow:
     """Add a pool. It is steady at once if it wants no nodes, else when as many have joined.
 
-    Raises PoolExists, PoolBeingDeleted.
+    Raises PoolExists, PoolBeingDeleted, InvalidApplicationPackageReferences.
     """
     existing = pools.get(tx, spec.id)
     if existing is not None:
         raise refusal("PoolBeingDeleted" if existing.state is PoolState.DELETING else "PoolExists")
+    applications.check_pool(tx, spec.application_package_references or ())
     wanted = spec.target_dedicated_nodes + spec.target_low_priority_nodes
     pools.insert(
         tx,
-        spec,
+        without_secrets(spec),
         allocation_state=AllocationState.RESIZING if wanted else AllocationState.STEADY,
         deadline=now + spec.resize_timeout if wanted else None,
         now=now,

@@ -1,4 +1,4 @@
-"""The four calls of the node protocol (model/protocol.py, docs/node-protocol.md)."""
+"""The calls of the node protocol (model/protocol.py, docs/node-protocol.md)."""
 
 import asyncio
 from collections import defaultdict
@@ -11,6 +11,8 @@ from aiohttp import web
 from nodeagent.model.enums import NodeState
 from nodeagent.model.protocol import (
     PREFIX,
+    TERMINAL_TRANSITIONS,
+    ApplicationPackage,
     Heartbeat,
     Poll,
     Register,
@@ -22,11 +24,13 @@ from nodeagent.model.protocol import (
     Transition,
 )
 from nodeagent.model.times import utc_now
-from nodeagent.service.app_keys import DATABASE, SETTINGS, SIGNALS, STOPPING
-from nodeagent.service.lifecycle import nodes, pools
+from nodeagent.service.app_keys import AUTO_STORAGE, DATABASE, SETTINGS, SIGNALS, STOPPING, TRANSFERS
+from nodeagent.service.lifecycle import applications, nodes, pools
 from nodeagent.service.lifecycle.nodes import NodeRefusedError
 from nodeagent.service.lifecycle.reports import apply_report
 from nodeagent.service.nodeapi.calls import guarded, json_answer, read_call
+from nodeagent.service.nodeapi.packages import send_package
+from nodeagent.service.nodeapi.progress import take_progress
 from nodeagent.service.signals import STOPPING_SIGNAL
 from nodeagent.service.store import messages
 from nodeagent.service.store.database import Transaction
@@ -40,12 +44,19 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(f"{PREFIX}/assignments", guarded(queues.assignments))
     app.router.add_post(f"{PREFIX}/reports", guarded(queues.reports))
     app.router.add_post(f"{PREFIX}/heartbeat", guarded(_heartbeat))
+    app.router.add_get(f"{PREFIX}/packages/{{sha256}}", guarded(send_package))
+    app.router.add_post(f"{PREFIX}/progress", guarded(take_progress))
 
 
 async def _register(request: web.Request) -> web.Response:
     call = await read_call(request, Register)
     settings = request.app[SETTINGS]
-    unknown = await request.app[DATABASE].write(lambda tx: nodes.register(tx, call, utc_now()))
+    request.app[TRANSFERS].forget_node(call.node_id)
+
+    def register(tx: Transaction) -> tuple[tuple[str, ...], tuple[ApplicationPackage, ...]]:
+        return nodes.register(tx, call, utc_now()), applications.of_pool(tx, call.pool_id)
+
+    unknown, packages = await request.app[DATABASE].write(register)
     return json_answer(
         Registered(
             account_name=settings.account,
@@ -53,6 +64,7 @@ async def _register(request: web.Request) -> web.Response:
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             unknown_attempts=unknown,
+            pool_packages=packages,
         )
     )
 
@@ -109,13 +121,15 @@ class _Queues:
         database, cursor = self._app[DATABASE], call.cursor
         if cursor is None:
             _, results = await database.write(apply)
+            self._forget_transfers(call.reports)
             return json_answer(ReportsAnswer(results=tuple(results)))
         with self._handing(call.node_id) as queue:
             num, results = await database.write(apply)
+            self._forget_transfers(call.reports)
             found = await database.read(lambda tx: messages.after(tx, num, cursor))
             if found:
                 queue.handed = found[-1][0]
-        answer = ReportsAnswer(results=tuple(results)).to_json().replace('"messages":[]', _numbered(found))
+        answer = ReportsAnswer(results=tuple(results)).to_json().replace('"messages":[]', self._numbered(found))
         return web.Response(text=answer, content_type="application/json")
 
     @contextmanager
@@ -138,7 +152,7 @@ class _Queues:
         async for found in self._looks(call, ends):
             if found:
                 break
-        return web.Response(text=f"{{{_numbered(found)}}}", content_type="application/json")
+        return web.Response(text=f"{{{self._numbered(found)}}}", content_type="application/json")
 
     async def _looks(self, call: Poll, ends: float) -> AsyncIterator[list[tuple[int, str]]]:
         signals, queue = self._app[SIGNALS], self._queues[call.node_id]
@@ -164,13 +178,24 @@ class _Queues:
 
         node, found = await self._app[DATABASE].read(read)
         queue.num = node.num
+        if node.state is NodeState.STARTING:
+            await self._app[DATABASE].write(lambda tx: nodes.ready(tx, call, utc_now()))
         return node.num, found
 
+    def _numbered(self, found: list[tuple[int, str]]) -> str:
+        """Return the JSON member of messages that are stored as JSON; auto storage becomes URLs on this way only."""
+        storage = self._app.get(AUTO_STORAGE)
+        if storage is not None:
+            now = utc_now()
+            found = [(number, storage.resolved(text, now)) for number, text in found]
+        body = ",".join(f'{{"number":{number},"message":{text}}}' for number, text in found)
+        return f'"messages":[{body}]'
 
-def _numbered(found: list[tuple[int, str]]) -> str:
-    """Return the JSON member of messages that are stored as JSON."""
-    body = ",".join(f'{{"number":{number},"message":{text}}}' for number, text in found)
-    return f'"messages":[{body}]'
+    def _forget_transfers(self, reports: tuple[Report, ...]) -> None:
+        """What has ended moves nothing any more; its node's last word of it may come late, or never."""
+        ended = [report.attempt_id for report in reports if report.transition in TERMINAL_TRANSITIONS]
+        if ended:
+            self._app[TRANSFERS].forget(ended)
 
 
 async def _woken(wake: asyncio.Event, ends: float) -> bool:

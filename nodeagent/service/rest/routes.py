@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from nodeagent.model.times import utc_now
-from nodeagent.service.app_keys import DATABASE, SETTINGS
+from nodeagent.service.app_keys import DATABASE, SETTINGS, TRANSFERS
 from nodeagent.service.rest.auth import Authenticator
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
-from nodeagent.service.rest.handlers import files, jobs, pools, tasks
+from nodeagent.service.rest.handlers import applications, files, jobs, pools, tasks
 from nodeagent.service.rest.node_files import NodeFiles
 
 _POOL = "/pools/{pool_id}"
@@ -119,8 +119,8 @@ OTHER_OPERATIONS = (
     Operation("POST", f"{_SCHEDULE}/enable", "JobSchedules_EnableJobSchedule"),
     Operation("POST", f"{_SCHEDULE}/terminate", "JobSchedules_TerminateJobSchedule"),
     Operation("GET", f"{_SCHEDULE}/jobs", "Jobs_ListJobsFromSchedule"),
-    Operation("GET", "/applications", "Applications_ListApplications"),
-    Operation("GET", "/applications/{application_id}", "Applications_GetApplication"),
+    Operation("GET", "/applications", "Applications_ListApplications", applications.list_applications),
+    Operation("GET", "/applications/{application_id}", "Applications_GetApplication", applications.get_application),
     Operation("POST", "/certificates", "Certificates_AddCertificate"),
     Operation("GET", "/certificates", "Certificates_ListCertificates"),
 )
@@ -147,6 +147,8 @@ def add_routes(app: web.Application) -> None:
         node_files=NodeFiles(),
         clock=utc_now,
         loose=settings.loose,
+        auto_storage=settings.auto_storage_url is not None,
+        transfers=app[TRANSFERS],
     )
 
     async def close_node_files(_: web.Application) -> AsyncIterator[None]:

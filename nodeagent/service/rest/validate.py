@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nodeagent.model.base import BatchModel
+from nodeagent.rules.file_properties import FileFault
 from nodeagent.service.errors import BatchError, refusal
 
 MAX_BODY_BYTES = 1_048_576
@@ -47,6 +48,14 @@ def refuse_unsupported(paths: Iterable[str], *, loose: bool) -> list[str]:
     if found and not loose:
         raise unsupported_property(found[0], "this version of nodeagent does not support it")
     return found
+
+
+def refuse_faults(faults: Iterable[FileFault]) -> None:
+    """Raise BatchError 400 for the first thing that is wrong with a task's files; its value is not repeated."""
+    for fault in faults:
+        if fault.reason is None:
+            raise refusal("MissingRequiredProperty", ("PropertyName", fault.path))
+        raise refusal("InvalidPropertyValue", ("PropertyName", fault.path), ("Reason", fault.reason))
 
 
 def unsupported_property(path: str, reason: str) -> BatchError:

@@ -213,6 +213,35 @@ def of_task(tx: Transaction, task_num: int) -> list[AttemptRow]:
     return [_row(row) for row in tx.execute(f"{_SELECT} WHERE a.task_num = ? ORDER BY a.num", (task_num,))]
 
 
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """A live attempt, and the task that waits for it."""
+
+    attempt_id: str
+    job_num: int
+    task_num: int
+    task_id: str
+    node_id: str
+
+
+_CARRIERS_AT_ONCE = 500
+
+
+def carrying(tx: Transaction, attempt_ids: Iterable[str]) -> list[Carrier]:
+    """Return those of these attempts that a task waits for."""
+    wanted, found = list(attempt_ids), []
+    for start in range(0, len(wanted), _CARRIERS_AT_ONCE):
+        some = wanted[start : start + _CARRIERS_AT_ONCE]
+        marks = ",".join("?" * len(some))
+        found += tx.execute(
+            "SELECT a.id, a.job_num, t.num, t.id, coalesce(t.node_id, '') FROM attempts a"  # noqa: S608
+            " JOIN tasks t ON t.num = a.task_num AND t.attempt_num = a.num"
+            f" WHERE a.id IN ({marks}) AND a.state IN ('assigned', 'running') AND a.detached = 0",
+            some,
+        )
+    return [Carrier(*row) for row in found]
+
+
 def any_live(tx: Transaction, job_num: int, kinds: Iterable[AttemptKind]) -> bool:
     """Tell whether a job has an attempt of one of these kinds that has not ended."""
     names = tuple(kinds)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import TypeAdapter
+
 from nodeagent.model.enums import NodeState, SchedulingState
-from nodeagent.model.protocol import FileServer, HostStatistics, Register
+from nodeagent.model.protocol import FileServer, HostStatistics, NodeError, Register
 from nodeagent.service.store.columns import (
     Column,
     ColumnType,
@@ -16,6 +18,8 @@ from nodeagent.service.store.columns import (
     to_micros,
 )
 from nodeagent.service.store.database import Row, Transaction
+
+_ERRORS = TypeAdapter(tuple[NodeError, ...])
 
 COLUMNS: Mapping[str, Column] = {
     "id": Column("n.key", ColumnType.ID),
@@ -29,7 +33,7 @@ _SELECT = """
 SELECT n.num, n.pool_num, p.id, p.vm_size, n.id, n.state, n.state_time, n.scheduling_state, n.allocated, n.booted,
        n.boot_id, n.epoch, n.instance_id, n.slots, n.free_slots, n.running_tasks, n.running_slots, n.total_tasks_run,
        n.total_tasks_succeeded, n.cores, n.hostname, n.ip_address, n.root_directory, n.agent_version,
-       n.agent_updated, n.file_server_url, n.file_server_token, n.heartbeat
+       n.agent_updated, n.file_server_url, n.file_server_token, n.heartbeat, n.errors
 FROM nodes n JOIN pools p ON p.num = n.pool_num
 """
 
@@ -68,6 +72,8 @@ class NodeRow:
     agent_updated: datetime
     file_server: FileServer
     heartbeat: datetime
+    errors: tuple[NodeError, ...]
+    """What is wrong with it now."""
 
     @property
     def affinity_id(self) -> str:
@@ -104,6 +110,7 @@ def _row(row: Row) -> NodeRow:
         agent_updated=from_micros(row[24]),
         file_server=FileServer(url=row[25], token=row[26]),
         heartbeat=from_micros(row[27]),
+        errors=_ERRORS.validate_json(row[28]) if row[28] else (),
     )
 
 
@@ -156,8 +163,8 @@ def with_free_slots(tx: Transaction) -> dict[str, list[tuple[int, int, int]]]:
     return found
 
 
-def insert(tx: Transaction, pool_num: int, call: Register, now: datetime) -> int:
-    """Add a node that registers for the first time; return its number."""
+def insert(tx: Transaction, pool_num: int, call: Register, state: NodeState, now: datetime) -> int:
+    """Add a node that registers for the first time, in a state; return its number."""
     micros = to_micros(now)
     rows = tx.execute(
         "INSERT INTO nodes (pool_num, key, id, state, state_time, scheduling_state, allocated, booted, boot_id, epoch,"
@@ -168,7 +175,7 @@ def insert(tx: Transaction, pool_num: int, call: Register, now: datetime) -> int
             pool_num,
             call.node_id.lower(),
             call.node_id,
-            NodeState.IDLE,
+            state,
             micros,
             SchedulingState.ENABLED,
             micros,
@@ -274,6 +281,12 @@ def set_state(tx: Transaction, num: int, state: NodeState, now: datetime) -> Non
     )
 
 
+def set_errors(tx: Transaction, num: int, errors: tuple[NodeError, ...]) -> None:
+    """Store what is wrong with a node now."""
+    text = _ERRORS.dump_json(errors, by_alias=True, exclude_none=True).decode() if errors else None
+    tx.execute("UPDATE nodes SET errors = ? WHERE num = ?", (text, num))
+
+
 def set_draining(tx: Transaction, num: int, now: datetime) -> None:
     """Give a node no more tasks: its agent is on its way out."""
     tx.execute("UPDATE nodes SET scheduling_state = ? WHERE num = ?", (SchedulingState.DISABLED, num))
@@ -294,23 +307,24 @@ def beat(tx: Transaction, num: int, host: HostStatistics | None, now: datetime) 
     )
 
 
+_HEARD = "('idle', 'running', 'offline', 'leavingpool', 'starting', 'unusable')"
+"""States in which the agent is there and sends heartbeats."""
+
+
 def grant_grace(tx: Transaction, now: datetime) -> None:
     """Count every node as heard of now: the service was not there to hear it, or its clock was set."""
     tx.execute("UPDATE nodes SET heartbeat = ?", (to_micros(now),))
 
 
 def silent_since(tx: Transaction, before: datetime) -> list[NodeRow]:
-    """Return the reachable nodes that were last heard of before a time."""
-    rows = tx.execute(
-        f"{_SELECT} WHERE n.heartbeat <= ? AND n.state IN ('idle', 'running', 'offline', 'leavingpool')",
-        (to_micros(before),),
-    )
+    """Return the nodes that were last heard of before a time, and not given up yet."""
+    rows = tx.execute(f"{_SELECT} WHERE n.heartbeat <= ? AND n.state IN {_HEARD}", (to_micros(before),))
     return [_row(row) for row in rows]
 
 
 def oldest_heartbeat(tx: Transaction) -> datetime | None:
-    """Return when the most silent of the reachable nodes was heard of."""
-    row = tx.one("SELECT min(heartbeat) FROM nodes WHERE state IN ('idle', 'running', 'offline', 'leavingpool')")
+    """Return when the most silent of the nodes that are not given up was heard of."""
+    row = tx.one(f"SELECT min(heartbeat) FROM nodes WHERE state IN {_HEARD}")  # noqa: S608 - a constant
     return None if row is None or row[0] is None else from_micros(row[0])
 
 

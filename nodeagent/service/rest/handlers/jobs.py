@@ -10,6 +10,7 @@ from nodeagent.model.base import BatchModel
 from nodeagent.model.enums import DisableTasks
 from nodeagent.model.job import JobCreate, JobPatch, JobUpdate
 from nodeagent.model.task import TaskCounts
+from nodeagent.rules.file_properties import job_file_faults
 from nodeagent.rules.supported import unsupported_job
 from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import jobs as lifecycle
@@ -20,7 +21,7 @@ from nodeagent.service.rest.reply import Reply, created
 from nodeagent.service.rest.select import expands_stats
 from nodeagent.service.rest.shapes.job import PROPERTIES, STATUS_PROPERTIES, job_shape, status_shape
 from nodeagent.service.rest.shapes.statistics import job_statistics
-from nodeagent.service.rest.validate import json_object, parse, refuse_unsupported, unsupported_property
+from nodeagent.service.rest.validate import json_object, parse, refuse_faults, refuse_unsupported, unsupported_property
 from nodeagent.service.rest.versions import has_nested_task_counts
 from nodeagent.service.store import counts, job_nodes, jobs, statistics
 from nodeagent.service.store.counts import JobCounts
@@ -76,6 +77,7 @@ async def add_job(call: Call) -> Reply:
     ignored = refuse_unsupported(unsupported_job(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", job=spec.id, properties=ignored)
+    refuse_faults(job_file_faults(spec, auto_storage=call.context.auto_storage))
     now = call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.create_job(tx, spec, now))
     return created(call.links.job(row.id), row.modified)

@@ -1,14 +1,17 @@
 """Tasks (spec/rest.md §2.4, §9)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from nodeagent.model.base import BatchModel
+from nodeagent.model.protocol import TransferProgress
 from nodeagent.model.task import TaskConstraints, TaskCreate
 from nodeagent.model.times import format_time
+from nodeagent.rules.file_properties import task_file_faults
 from nodeagent.rules.supported import unsupported_task
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import tasks as lifecycle
@@ -20,9 +23,9 @@ from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.reply import Reply, created
 from nodeagent.service.rest.select import expands_stats
 from nodeagent.service.rest.shapes.statistics import task_statistics
-from nodeagent.service.rest.shapes.task import PROPERTIES, task_shape
-from nodeagent.service.rest.validate import invalid_property, json_object, parse, refuse_unsupported
-from nodeagent.service.store import statistics, tasks
+from nodeagent.service.rest.shapes.task import PROPERTIES, nodeagent_shape, sas_warnings, task_shape
+from nodeagent.service.rest.validate import invalid_property, json_object, parse, refuse_faults, refuse_unsupported
+from nodeagent.service.store import attempts, statistics, tasks
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.jobs import JobRow
 from nodeagent.service.store.statistics import Used
@@ -33,6 +36,9 @@ _log = structlog.get_logger()
 MAX_COLLECTION = 100
 """Tasks in one `addtaskcollection`."""
 
+WARNINGS_HEADER = "nodeagent-warnings"
+"""Of "add a task": how many warnings the task has; "get a task" tells them. Absent for none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -41,10 +47,14 @@ class Shown:
     job: JobRow
     task: TaskRow
     used: Used | None = None
+    transfer: TransferProgress | None = None
 
-    def shape(self, links: Links) -> dict[str, Any]:
+    def shape(self, links: Links, now: datetime) -> dict[str, Any]:
         """Return the task as "get a task" shows it."""
         entity = task_shape(links, self.job, self.task)
+        ours = nodeagent_shape(self.task, self.transfer, now)
+        if ours:
+            entity["nodeagent"] = ours
         if self.used is not None:
             entity["stats"] = task_statistics(links, self.job, self.task, self.used)
         return entity
@@ -71,6 +81,7 @@ def _task(call: Call, value: object) -> TaskCreate:
     ignored = refuse_unsupported(unsupported_task(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", task=spec.id, properties=ignored)
+    refuse_faults(task_file_faults(spec, auto_storage=call.context.auto_storage))
     return spec
 
 
@@ -78,7 +89,9 @@ async def add_task(call: Call) -> Reply:
     """Add one task."""
     job_id, spec, now = call.variables["job_id"], _task(call, json_object(call.body)), call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.add_task(tx, job_id, spec, now))
-    return created(call.links.task(job_id, row.id), row.modified)
+    count = len(sas_warnings(row, now))
+    headers = {WARNINGS_HEADER: str(count)} if count else {}
+    return created(call.links.task(job_id, row.id), row.modified, headers)
 
 
 async def add_collection(call: Call) -> Reply:
@@ -128,9 +141,19 @@ async def list_tasks(call: Call) -> Reply:
         job = require_job(tx, job_id)
         rows = tasks.page(tx, job.num, after=page.after, limit=page.limit, where=page.where)
         used = statistics.of_tasks(tx, [row.num for row in rows]) if stats else {}
-        return [Shown(job, row, used.get(row.num)) for row in rows]
+        moved = _transfers(tx, call)
+        return [Shown(job, row, used.get(row.num), moved.get(row.num)) for row in rows]
 
-    return await TASKS.reply(call, call.links.tasks(job_id), fetch, lambda shown: shown.shape(call.links))
+    now = call.context.clock()
+    return await TASKS.reply(call, call.links.tasks(job_id), fetch, lambda shown: shown.shape(call.links, now))
+
+
+def _transfers(tx: Transaction, call: Call) -> Mapping[int, TransferProgress]:
+    """Return the transfers that are under way now, by the number of their task."""
+    if not call.context.transfers:
+        return {}
+    known = call.context.transfers.snapshot()
+    return {carrier.task_num: known[carrier.attempt_id] for carrier in attempts.carrying(tx, known)}
 
 
 async def get_task(call: Call) -> Reply:
@@ -140,12 +163,13 @@ async def get_task(call: Call) -> Reply:
 
     def fetch(tx: Transaction) -> Shown:
         job, row = lifecycle.require(tx, job_id, task_id)
-        return Shown(job, row, statistics.of_tasks(tx, (row.num,)).get(row.num) if stats else None)
+        used = statistics.of_tasks(tx, (row.num,)).get(row.num) if stats else None
+        return Shown(job, row, used, _transfers(tx, call).get(row.num))
 
     shown = await call.database.read(fetch)
     row = shown.task
     call.condition.check(row.etag, row.modified)
-    body = entity_reply(call, "tasks", shown.shape(call.links), PROPERTIES)
+    body = entity_reply(call, "tasks", shown.shape(call.links, call.context.clock()), PROPERTIES)
     return Reply(200, body, call.links.task(shown.job.id, row.id), row.modified)
 
 

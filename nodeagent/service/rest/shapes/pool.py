@@ -70,6 +70,7 @@ def node_shape(links: Links, row: NodeRow, recent: Iterable[tuple[str, TaskRow]]
         running_task_slots_count=row.running_slots,
         total_tasks_succeeded=row.total_tasks_succeeded,
         recent_tasks=tuple(_recent_task(links, job_id, task) for job_id, task in recent),
+        errors=row.errors or None,
         node_agent_info=NodeAgentInfo(version=row.agent_version, last_update_time=row.agent_updated),
     ).to_wire()
 

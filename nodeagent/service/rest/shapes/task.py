@@ -1,21 +1,27 @@
 """Tasks on the wire (spec/rest.md §3.3)."""
 
+from datetime import datetime
 from typing import Any
 
 import orjson
 
+from nodeagent.model.enums import TaskState
+from nodeagent.model.protocol import TransferProgress
 from nodeagent.model.task import NodeInfo, Task, TaskConstraints
 from nodeagent.model.times import format_time
 from nodeagent.model.values import DEFAULT_USER_IDENTITY
+from nodeagent.rules import sas
 from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.shapes.entity import property_names, without_secrets
 from nodeagent.service.store.jobs import JobRow
 from nodeagent.service.store.tasks import TaskRow
+from nodeagent.service.transfers import transfer_shape
 
-PROPERTIES = property_names(Task)
+PROPERTIES = property_names(Task) | {"nodeagent"}
 
 _DEFAULT_IDENTITY = DEFAULT_USER_IDENTITY.to_wire()
-_DEFAULT_CONSTRAINTS = TaskConstraints().to_wire()
+_NO_CONSTRAINTS = TaskConstraints()
+_DEFAULT_CONSTRAINTS = _NO_CONSTRAINTS.to_wire()
 
 
 def task_shape(links: Links, job: JobRow, row: TaskRow) -> dict[str, Any]:
@@ -51,3 +57,22 @@ def task_shape(links: Links, job: JobRow, row: TaskRow) -> dict[str, Any]:
             task_root_directory_url=links.node_file(row.node.pool_id, row.node.id, row.node.task_root_directory),
         ).to_wire()
     return entity
+
+
+def nodeagent_shape(row: TaskRow, transfer: TransferProgress | None, now: datetime) -> dict[str, Any]:
+    """Return what is shown beyond Batch: warnings about the task's URLs, and how far its transfers are."""
+    shape: dict[str, Any] = {}
+    found = sas_warnings(row, now)
+    if found:
+        shape["warnings"] = [warning.to_wire() for warning in found]
+    if transfer is not None:
+        shape["transfer"] = transfer_shape(transfer)
+    return shape
+
+
+def sas_warnings(row: TaskRow, now: datetime) -> tuple[sas.SasWarning, ...]:
+    """Return what is told of the SAS of a task's files; cheap for a task that has none."""
+    if "?" not in row.spec_text:  # no URL with a query, so no SAS: the definition need not be parsed
+        return ()
+    limit = (row.spec.constraints or _NO_CONSTRAINTS).max_wall_clock_time
+    return sas.told(row.spec, row.created, now, limit, completed=row.state is TaskState.COMPLETED)
