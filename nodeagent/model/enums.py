@@ -71,6 +71,16 @@ class NodeState(BatchEnum):
     DEALLOCATED = "deallocated"
 
 
+class DrainOption(BatchEnum):
+    """What becomes of a node's tasks when it is rebooted, reimaged, disabled or removed (spec/node.md §14)."""
+
+    REQUEUE = "requeue"
+    TERMINATE = "terminate"
+    TASK_COMPLETION = "taskcompletion"
+    RETAINED_DATA = "retaineddata"
+    """As task completion, and then wait until the files of all tasks have expired; deprecated."""
+
+
 class SchedulingState(BatchEnum):
     """Whether a node may be given tasks."""
 

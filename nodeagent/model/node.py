@@ -2,7 +2,7 @@
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerInfo
-from nodeagent.model.enums import ExecutionResult, NodeState, NodeTaskState, SchedulingState, TaskState
+from nodeagent.model.enums import DrainOption, ExecutionResult, NodeState, NodeTaskState, SchedulingState, TaskState
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.pool import StartTask
 from nodeagent.model.protocol import NodeError
@@ -33,6 +33,24 @@ class RecentTask(BatchModel):
     subtask_id: int | None = None
     task_state: TaskState
     execution_info: TaskExecutionInfo
+
+
+class RebootOptions(BatchModel):
+    """The body of "reboot a node"."""
+
+    node_reboot_option: DrainOption | None = None
+
+
+class ReimageOptions(BatchModel):
+    """The body of "reimage a node"."""
+
+    node_reimage_option: DrainOption | None = None
+
+
+class DisableSchedulingOptions(BatchModel):
+    """The body of "disable scheduling on a node"."""
+
+    node_disable_scheduling_option: DrainOption | None = None
 
 
 class NodeAgentInfo(BatchModel):

@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerSettings
-from nodeagent.model.enums import AllocationState, ElevationLevel, NodeFillType, PoolState
+from nodeagent.model.enums import AllocationState, DrainOption, ElevationLevel, NodeFillType, PoolState
 from nodeagent.model.files import ResourceFile
 from nodeagent.model.task import CommandLine
 from nodeagent.model.times import Duration, UtcTime, parse_duration
@@ -101,6 +101,33 @@ class PoolCreate(BatchModel):
         if len(names) != len(set(names)):
             raise ValueError("userAccounts must have different names")
         return self
+
+
+class PoolPatch(BatchModel):
+    """The body of "patch a pool": what it names replaces what the pool has (spec/rest.md §3.9)."""
+
+    display_name: DisplayName | None = None
+    start_task: StartTask | None = None
+    application_package_references: tuple[ApplicationPackageReference, ...] | None = None
+    metadata: tuple[MetadataItem, ...] | None = None
+    task_slots_per_node: Annotated[int, Field(ge=1, le=256)] | None = None
+    task_scheduling_policy: TaskSchedulingPolicy | None = None
+
+
+class PoolProperties(BatchModel):
+    """The body of "replace the properties of a pool": a start task that is left out is removed."""
+
+    start_task: StartTask | None = None
+    application_package_references: tuple[ApplicationPackageReference, ...]
+    metadata: tuple[MetadataItem, ...]
+
+
+class NodesToRemove(BatchModel):
+    """The body of "remove nodes"."""
+
+    node_list: Annotated[tuple[BatchId, ...], Field(min_length=1, max_length=100)]
+    resize_timeout: Duration = parse_duration("PT15M")
+    node_deallocation_option: DrainOption | None = None
 
 
 class ResizeError(BatchModel):

@@ -43,6 +43,8 @@ class StopReason(StrEnum):
     TASK_DELETE = "task_delete"
     WALL_CLOCK = "wall_clock"
     DRAIN_REQUEUE = "drain_requeue"
+    DRAIN_TERMINATE = "drain_terminate"
+    """The node is rebooted, reimaged or disabled, and its tasks are not to run again."""
     NODE_REMOVED = "node_removed"
     PREEMPTED = "preempted"
     DISK_PRESSURE = "disk_pressure"
@@ -86,6 +88,10 @@ class Register(NodeCall):
     """Number of the last message that the agent has committed; 0 for none."""
     live_attempts: tuple[str, ...] = ()
     """Attempts that the agent knows and whose terminal report is not acknowledged yet."""
+    reimaged: bool = False
+    """Nothing of the node's former life is left, until the answer to this registration is stored."""
+    command_id: str | None = None
+    """The command of the service that began this life of the node, if one did."""
     capabilities: tuple[str, ...] = ()
 
 
@@ -215,8 +221,17 @@ class ChangeRetention(BatchModel):
     retention_time: Duration
 
 
+class NodeCommand(BatchModel):
+    """A message: reboot or reimage the node now; its tasks have ended. Obeyed once, told apart by its id."""
+
+    kind: Literal["nodeCommand"] = "nodeCommand"
+    command: Literal["reboot", "reimage"]
+    command_id: str
+
+
 NodeMessage = Annotated[
-    Assignment | StopAttempt | EndJobSession | RemoveFiles | ChangeRetention, Field(discriminator="kind")
+    Assignment | StopAttempt | EndJobSession | RemoveFiles | ChangeRetention | NodeCommand,
+    Field(discriminator="kind"),
 ]
 
 
@@ -440,8 +455,8 @@ class HeartbeatAnswer(BatchModel):
 class ProtocolError(BatchModel):
     """The body of a refused call.
 
-    `code` is `Fenced` (409), `NodeNotRegistered` (409), `NodeKeyRefused` (403), `PoolNotFound` (404) or
-    `InvalidRequestBody` (400).
+    `code` is `Fenced` (409), `NodeNotRegistered` (409), `NodeRemoved` (409: a user took the node from its pool),
+    `NodeKeyRefused` (403), `PoolNotFound` (404) or `InvalidRequestBody` (400).
     """
 
     code: str

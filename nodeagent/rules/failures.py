@@ -127,6 +127,7 @@ _STOP_TEXTS: dict[StopReason, tuple[str, str]] = {
         "The maximum execution time configured on the task was exceeded",
     ),
     StopReason.DRAIN_REQUEUE: ("NodeDrain", "The compute node was being drained"),
+    StopReason.DRAIN_TERMINATE: ("NodeDrain", "The compute node was rebooted, reimaged or disabled"),
     StopReason.NODE_REMOVED: ("NodeRemoved", "The compute node was removed from the pool"),
     StopReason.PREEMPTED: ("NodePreempted", "The compute node was preempted"),
     StopReason.DISK_PRESSURE: ("DiskPressure", "The compute node was running out of disk space"),

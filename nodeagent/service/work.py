@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
-from nodeagent.model.pool import LinuxUserConfiguration, UserAccount
+from nodeagent.model.pool import LinuxUserConfiguration, StartTask, UserAccount
 from nodeagent.model.protocol import NamedUser, Work, WorkConstraints
 from nodeagent.model.task import TaskConstraints, TaskCreate
+from nodeagent.model.times import UNLIMITED
 from nodeagent.model.values import DEFAULT_USER_IDENTITY, EnvironmentSetting
 
 _NO_CONSTRAINTS = TaskConstraints()
@@ -63,6 +64,19 @@ def of_release(job: JobCreate, task: JobReleaseTask) -> Work:
         user_identity=task.user_identity,
         container_settings=task.container_settings,
         resource_files=task.resource_files or (),
+    )
+
+
+def of_start_task(task: StartTask) -> Work:
+    """Return the work of a pool's start task: it has no limit of time, and its files are never cleaned up."""
+    return Work(
+        command_line=task.command_line,
+        environment_settings=task.environment_settings or (),
+        constraints=WorkConstraints(retention_time=UNLIMITED, max_task_retry_count=task.max_task_retry_count),
+        user_identity=task.user_identity,
+        container_settings=task.container_settings,
+        resource_files=task.resource_files or (),
+        wait_for_success=task.wait_for_success,
     )
 
 

@@ -282,7 +282,7 @@ class World:
     def drain_node(self, node: FakeNode) -> None:
         """Give a node no more tasks."""
         num = node.row.num
-        self.store.do(lambda tx: node_rows.set_draining(tx, num, self.store.now))
+        self.store.do(lambda tx: node_rows.disable_scheduling(tx, num, "agent", self.store.now))
 
     def step(self, node: FakeNode) -> bool:
         """Fetch, and take every attempt of a node one step on."""

@@ -8,6 +8,9 @@ from nodeagent.service.store import nodes as node_rows
 from nodeagent.service.store import pools as pool_rows
 from nodeagent.service.store.database import Transaction
 
+_AWAY_LEASES = 10
+"""A node that is rebooted or reimaged may be silent for so many leases: a machine takes its time."""
+
 
 def expire(tx: Transaction, now: datetime, lease: timedelta) -> datetime | None:
     """Do what is due, and return when to look again: the next deadline in the store, None if there is none."""
@@ -15,12 +18,13 @@ def expire(tx: Transaction, now: datetime, lease: timedelta) -> datetime | None:
         jobs.expire_job(tx, job, now)
     for pool in pool_rows.resizes_due(tx, now):
         pools.expire_resize(tx, pool, now)
-    for node in node_rows.silent_since(tx, now - lease):
+    for node in node_rows.silent_since(tx, now - lease, now - _AWAY_LEASES * lease):
         nodes.expire_lease(tx, node, now)
-    heard = node_rows.oldest_heartbeat(tx)
+    heard, away = (node_rows.oldest_heartbeat(tx, away=away) for away in (False, True))
     candidates = (
         job_rows.next_deadline(tx),
         pool_rows.next_resize_deadline(tx),
         None if heard is None else heard + lease,
+        None if away is None else away + _AWAY_LEASES * lease,
     )
     return min((moment for moment in candidates if moment is not None), default=None)

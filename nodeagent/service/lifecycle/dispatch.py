@@ -44,7 +44,7 @@ def assign_task(tx: Transaction, job: JobRow, task: TaskRow, node: NodeRow, slot
         required_slots=task.required_slots,
         work=with_packages(
             tx,
-            _with_user(tx, work.of_task(job.spec, task.spec), node.pool_id),
+            with_user(tx, work.of_task(job.spec, task.spec), node.pool_id),
             task.spec.application_package_references,
         ),
         preparation=gate,
@@ -85,7 +85,7 @@ def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> Prep
                 job_id=job.id,
                 task_id=preparation.id,
                 required_slots=0,
-                work=_with_user(tx, work.of_preparation(job.spec, preparation), node.pool_id),
+                work=with_user(tx, work.of_preparation(job.spec, preparation), node.pool_id),
             ),
             now,
         )
@@ -114,14 +114,14 @@ def assign_release(tx: Transaction, job: JobRow, row: JobNodeRow, now: datetime)
             job_id=job.id,
             task_id=release.id,
             required_slots=0,
-            work=_with_user(tx, work.of_release(job.spec, release), row.pool_id),
+            work=with_user(tx, work.of_release(job.spec, release), row.pool_id),
             preparation=None if preparation is None else _gate(row, preparation, waits=False),
         ),
         now,
     )
 
 
-def _with_user(tx: Transaction, merged: Work, pool_id: str) -> Work:
+def with_user(tx: Transaction, merged: Work, pool_id: str) -> Work:
     """Add what the node must know of a named user; the node refuses one that the pool does not have."""
     if merged.user_identity.username is None:
         return merged

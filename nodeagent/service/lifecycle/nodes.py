@@ -4,11 +4,12 @@ from datetime import datetime
 
 from nodeagent.model.enums import ExecutionResult, NodeState, PoolState
 from nodeagent.model.protocol import Heartbeat, HeartbeatAnswer, NodeCall, Register
-from nodeagent.service.lifecycle import giving_up, jobs, pools
+from nodeagent.service.lifecycle import giving_up, jobs, node_state, node_verbs, pools, start_tasks
 from nodeagent.service.lifecycle.names import DEADLINES, SCHEDULE
 from nodeagent.service.store import attempts, job_nodes, messages, nodes
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store import pools as pool_rows
+from nodeagent.service.store import start_tasks as start_task_rows
 from nodeagent.service.store.attempts import AttemptRow, AttemptState
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.nodes import NodeRow
@@ -44,29 +45,59 @@ def register(tx: Transaction, call: Register, now: datetime) -> tuple[str, ...]:
     pool = pool_rows.get(tx, call.pool_id)
     if pool is None or pool.state is PoolState.DELETING:
         raise NodeRefusedError(404, "PoolNotFound", f"there is no pool {call.pool_id}: make it, or name another")
+    if nodes.was_removed(tx, call.instance_id):
+        raise NodeRefusedError(409, "NodeRemoved", f"node {call.node_id} was removed from pool {call.pool_id}")
     node = nodes.by_id(tx, call.node_id)
     tx.signal(SCHEDULE)
     tx.signal(DEADLINES)
-    state = NodeState.STARTING if pool.spec.application_package_references else NodeState.IDLE
+    starting = bool(pool.spec.application_package_references)
     if node is None:
-        nodes.insert(tx, pool.num, call, state, now)
+        num = nodes.insert(tx, pool.num, call, NodeState.STARTING, now)
+        _begin(tx, num, now)
+        node_state.settle(tx, num, now, starting=starting)
         pools.settle_allocation(tx, call.pool_id, now)
-        return _unknown(tx, 0, call.live_attempts)
+        return _unknown(tx, num, call.live_attempts)
     _fence(node, call)
-    rebooted = node.boot_id != call.boot_id
-    nodes.renew(tx, node.num, call, now)
-    if rebooted:
-        _forget_preparations(tx, node)
-    _settle_attempts(tx, node, call, rebooted=rebooted, now=now)
-    nodes.set_slots(tx, node.num, call.slots)
-    if node.state is not NodeState.LEAVING_POOL:
-        nodes.set_state(tx, node.num, state, now)
-    nodes.set_errors(tx, node.num, ())
-    if node.instance_id != call.instance_id:
-        nodes.set_schedulable(tx, node.num, now)
-    nodes.settle(tx, node.num, now)
-    messages.acknowledge(tx, node.num, call.cursor)
+    _come_back(tx, node, call, now)
+    node_state.settle(tx, node.num, now, starting=starting)
     return _unknown(tx, node.num, call.live_attempts)
+
+
+def _come_back(tx: Transaction, node: NodeRow, call: Register, now: datetime) -> None:
+    """A node that is known registers again: its agent was started anew, or its machine, or that was reimaged."""
+    anew = call.reimaged or node.boot_id != call.boot_id
+    nodes.renew(tx, node.num, call, now)
+    if call.reimaged:
+        job_nodes.forget_node(tx, node.num)
+    elif anew:
+        _forget_preparations(tx, node)
+    _settle_attempts(tx, node, call, rebooted=anew, now=now)
+    nodes.set_slots(tx, node.num, call.slots)
+    nodes.set_errors(tx, node.num, ())
+    if node.instance_id != call.instance_id and node.disabled_by != "user":
+        nodes.enable_scheduling(tx, node.num, now)
+    if node.command is not None and (call.command_id == node.command_id or (anew and node.command == "reboot")):
+        nodes.set_command(tx, node.num, None, None)
+    messages.acknowledge(tx, node.num, call.cursor)
+    if anew:
+        _begin(tx, node.num, now)
+    else:
+        start_tasks.owed(tx, node, frozenset(call.live_attempts), call.cursor, now)
+
+
+def _begin(tx: Transaction, num: int, now: datetime) -> None:
+    """A node begins: its pool's start task is the first thing that it does."""
+    node = nodes.by_num(tx, num)
+    if node is not None:
+        start_tasks.begin(tx, node, now)
+
+
+def advance(tx: Transaction, node: NodeRow, now: datetime) -> None:
+    """Do what waited for the end of a node's tasks: let it leave its pool, reboot it, reimage it."""
+    if node.state is NodeState.LEAVING_POOL:
+        pools.advance(tx, node.pool_id, now)
+    elif node.command is not None and not node.command_sent:
+        node_verbs.send_command(tx, node)
 
 
 def _fence(node: NodeRow, call: Register) -> None:
@@ -123,6 +154,9 @@ def _unknown(tx: Transaction, node_num: int, live: tuple[str, ...]) -> tuple[str
     """Return those attempts that the service does not know on this node, or has given up."""
     unknown = []
     for attempt_id in live:
+        start_task = start_task_rows.by_attempt(tx, attempt_id)
+        if start_task is not None and start_task.node_num == node_num:
+            continue
         attempt = attempts.get(tx, attempt_id)
         if attempt is None or attempt.node_num != node_num or attempt.state is AttemptState.GIVEN_UP:
             unknown.append(attempt_id)
@@ -158,7 +192,8 @@ def heartbeat(tx: Transaction, call: Heartbeat, now: datetime) -> HeartbeatAnswe
     if call.errors and node.state is not NodeState.LEAVING_POOL:
         _take_out(tx, node, call.cursor, now)
     elif node.state in (NodeState.UNKNOWN, NodeState.UNUSABLE):
-        _let_work(tx, node, now)
+        node_state.settle(tx, node.num, now)
+    advance(tx, node, now)
     return HeartbeatAnswer(unknown_attempts=_unknown(tx, node.num, call.live_attempts))
 
 
@@ -169,13 +204,7 @@ def ready(tx: Transaction, call: NodeCall, now: datetime) -> None:
     """
     node = require(tx, call)
     if node.state is NodeState.STARTING:
-        _let_work(tx, node, now)
-
-
-def _let_work(tx: Transaction, node: NodeRow, now: datetime) -> None:
-    nodes.set_state(tx, node.num, NodeState.IDLE, now)
-    nodes.settle(tx, node.num, now)
-    tx.signal(SCHEDULE)
+        node_state.settle(tx, node.num, now)
 
 
 def _take_out(tx: Transaction, node: NodeRow, cursor: int, now: datetime) -> None:
@@ -193,4 +222,4 @@ def expire_lease(tx: Transaction, node: NodeRow, now: datetime) -> None:
     for attempt in attempts.open_on_node(tx, node.num):
         if attempt.live:
             lose(tx, attempt, AttemptState.GIVEN_UP, now)
-    pools.advance(tx, node.pool_id)
+    pools.advance(tx, node.pool_id, now)

@@ -1,5 +1,6 @@
 """The verbs of pools (spec/rest.md §8.3)."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from nodeagent.model.enums import AllocationState, NodeState, PoolState
@@ -10,7 +11,9 @@ from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import applications, dispatch
 from nodeagent.service.lifecycle.names import DEADLINES, SCHEDULE
 from nodeagent.service.store import attempts, nodes, pools
+from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.pools import PoolRow
 
 _TIMED_OUT = ResizeError(code="AllocationTimedout", message="Desired number of dedicated nodes could not be allocated")
@@ -21,6 +24,14 @@ def require(tx: Transaction, pool_id: str) -> PoolRow:
     pool = pools.get(tx, pool_id)
     if pool is None:
         raise refusal("PoolNotFound")
+    return pool
+
+
+def require_open(tx: Transaction, pool_id: str) -> PoolRow:
+    """Return a pool that is not being deleted. Raises PoolNotFound, PoolBeingDeleted."""
+    pool = require(tx, pool_id)
+    if pool.state is PoolState.DELETING:
+        raise refusal("PoolBeingDeleted")
     return pool
 
 
@@ -73,32 +84,65 @@ def delete_pool(tx: Transaction, pool_id: str, now: datetime) -> None:
 
     Raises PoolNotFound, PoolBeingDeleted.
     """
-    pool = require(tx, pool_id)
-    if pool.state is PoolState.DELETING:
-        raise refusal("PoolBeingDeleted")
+    pool = require_open(tx, pool_id)
     pools.set_state(tx, pool.num, PoolState.DELETING, now)
     for node in nodes.of_pool(tx, pool.num):
         for attempt in attempts.open_on_node(tx, node.num):
             dispatch.stop(tx, attempt, StopReason.NODE_REMOVED)
         if node.state is not NodeState.UNKNOWN:
             nodes.set_state(tx, node.num, NodeState.LEAVING_POOL, now)
-    advance(tx, pool_id)
+    advance(tx, pool_id, now)
 
 
-def advance(tx: Transaction, pool_id: str) -> None:
-    """Let the nodes of a pool that is being deleted go when nothing runs there, and then the pool."""
+def advance(tx: Transaction, pool_id: str, now: datetime) -> None:
+    """Let the nodes that leave a pool go when nothing runs there; then the pool itself if it is being deleted."""
     pool = pools.get(tx, pool_id)
-    if pool is None or pool.state is not PoolState.DELETING:
+    if pool is None:
         return
+    deleting = pool.state is PoolState.DELETING
     remaining = 0
     for node in nodes.of_pool(tx, pool.num):
-        held = attempts.open_on_node(tx, node.num)
-        if any(attempt.live for attempt in held):
-            remaining += 1
+        if not deleting and node.state is not NodeState.LEAVING_POOL:
             continue
-        for attempt in held:
-            attempts.free_slots(tx, attempt.num)
-        nodes.delete(tx, node.num)
-    if not remaining:
+        if not _let_go(tx, node, now):
+            remaining += 1
+    if remaining:
+        return
+    if deleting:
         pools.delete(tx, pool.num)
-        tx.signal(SCHEDULE)
+    elif pool.allocation_state is AllocationState.RESIZING:
+        settle_allocation(tx, pool_id, now)
+    tx.signal(SCHEDULE)
+
+
+def _let_go(tx: Transaction, node: NodeRow, now: datetime) -> bool:
+    """Forget a node if nothing runs there any more; tell whether it is gone."""
+    held = attempts.open_on_node(tx, node.num)
+    if any(attempt.live for attempt in held):
+        return False
+    for attempt in held:
+        attempts.free_slots(tx, attempt.num)
+    if node.state is NodeState.LEAVING_POOL:
+        nodes.remember_removed(tx, node.instance_id, now)
+    nodes.delete(tx, node.num)
+    return True
+
+
+def shrink(tx: Transaction, pool: PoolRow, count: int, deadline: datetime, now: datetime) -> None:
+    """Let a pool want so many nodes less, and be resizing until they are gone or the deadline is over."""
+    wanted = max(0, pool.spec.target_dedicated_nodes - count)
+    pools.replace_spec(tx, pool.num, pool.spec.model_copy(update={"target_dedicated_nodes": wanted}), now)
+    pools.set_resizing(tx, pool.num, deadline, now)
+    tx.signal(DEADLINES)
+
+
+def patch_pool(tx: Transaction, pool_id: str, changes: Mapping[str, object], now: datetime) -> PoolRow:
+    """Replace properties of a pool. Start task and packages reach a node when it begins anew: reboot, reimage, join.
+
+    Raises PoolNotFound, PoolBeingDeleted, InvalidApplicationPackageReferences.
+    """
+    pool = require_open(tx, pool_id)
+    spec = pool.spec.model_copy(update=dict(changes))
+    applications.check_pool(tx, spec.application_package_references or ())
+    pools.replace_spec(tx, pool.num, spec, later(now, pool.modified))
+    return require(tx, pool_id)

@@ -16,7 +16,7 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.rules.failures import recoveries_used_up
 from nodeagent.rules.retry import MAX_INTERNAL_RETRIES, REQUEUE_REASONS, Next, after_completed, after_lost
-from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs
+from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs, start_tasks
 from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.store import attempts, counts, job_nodes, nodes, tasks
 from nodeagent.service.store import jobs as job_rows
@@ -32,6 +32,8 @@ _RELEASE_TRIES = 3
 def apply_report(tx: Transaction, node_num: int, report: Report, now: datetime) -> ReportResult:
     """Apply a report if it is the next one of its attempt, and say what was done with it."""
     attempt = attempts.get(tx, report.attempt_id)
+    if attempt is None and (result := start_tasks.apply_report(tx, node_num, report, now)) is not None:
+        return result
     if attempt is None or attempt.node_num != node_num or attempt.state is AttemptState.GIVEN_UP:
         return _result(report, ReportStatus.UNKNOWN)
     if report.seq <= attempt.last_seq:
@@ -144,7 +146,7 @@ def _task_returned(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Re
     if report.return_reason is ReturnReason.PREPARATION_FAILED:
         _preparation_failed(tx, attempt)
     if report.return_reason is ReturnReason.DRAINING:
-        nodes.set_draining(tx, attempt.node_num, now)
+        nodes.disable_scheduling(tx, attempt.node_num, "agent", now)
     task = giving_up.carried_task(tx, attempt)
     if task is None:
         return

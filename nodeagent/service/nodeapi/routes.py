@@ -25,7 +25,7 @@ from nodeagent.model.protocol import (
 )
 from nodeagent.model.times import utc_now
 from nodeagent.service.app_keys import AUTO_STORAGE, DATABASE, SETTINGS, SIGNALS, STOPPING, TRANSFERS
-from nodeagent.service.lifecycle import applications, nodes, pools
+from nodeagent.service.lifecycle import applications, nodes
 from nodeagent.service.lifecycle.nodes import NodeRefusedError
 from nodeagent.service.lifecycle.reports import apply_report
 from nodeagent.service.nodeapi.calls import guarded, json_answer, read_call
@@ -114,8 +114,7 @@ class _Queues:
             now = utc_now()
             node = nodes.require(tx, call)
             results = [apply_report(tx, node.num, report, now) for report in call.reports]
-            if node.state is NodeState.LEAVING_POOL:
-                pools.advance(tx, node.pool_id)
+            nodes.advance(tx, node, now)
             return node.num, results
 
         database, cursor = self._app[DATABASE], call.cursor

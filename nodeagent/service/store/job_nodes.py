@@ -253,6 +253,17 @@ def need_preparation(tx: Transaction, row: JobNodeRow) -> None:
     )
 
 
+def forget_node(tx: Transaction, node_num: int) -> None:
+    """A node was reimaged: nothing of any job is there any more, so every one prepares it again, and none releases it.
+
+    What the tasks did there before stays to be seen (spec/node.md §11).
+    """
+    tx.execute(
+        "UPDATE job_nodes SET prep_needed = 1, prep_attempt = NULL, ineligible = 0, had_task = 0 WHERE node_num = ?",
+        (node_num,),
+    )
+
+
 def preparation_lost(tx: Transaction, row: JobNodeRow) -> None:
     """Forget a preparation whose end is not known: it runs anew before the next task of the job on the node."""
     tx.execute(

@@ -258,7 +258,30 @@ CREATE TABLE task_logs (
 ALTER TABLE nodes ADD COLUMN errors TEXT;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES)
+_NODES = """
+CREATE TABLE start_tasks (
+    node_num INTEGER PRIMARY KEY REFERENCES nodes (num) ON DELETE CASCADE,
+    attempt_id TEXT NOT NULL UNIQUE,
+    message_number INTEGER NOT NULL,
+    spec TEXT NOT NULL,
+    completed INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    info TEXT
+);
+
+CREATE TABLE removed_nodes (
+    instance_id TEXT PRIMARY KEY,
+    removed INTEGER NOT NULL
+) WITHOUT ROWID;
+
+ALTER TABLE nodes ADD COLUMN command TEXT;
+ALTER TABLE nodes ADD COLUMN command_id TEXT;
+ALTER TABLE nodes ADD COLUMN command_sent INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE nodes ADD COLUMN disabled_by TEXT;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NODES)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

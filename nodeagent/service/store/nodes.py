@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -33,7 +34,8 @@ _SELECT = """
 SELECT n.num, n.pool_num, p.id, p.vm_size, n.id, n.state, n.state_time, n.scheduling_state, n.allocated, n.booted,
        n.boot_id, n.epoch, n.instance_id, n.slots, n.free_slots, n.running_tasks, n.running_slots, n.total_tasks_run,
        n.total_tasks_succeeded, n.cores, n.hostname, n.ip_address, n.root_directory, n.agent_version,
-       n.agent_updated, n.file_server_url, n.file_server_token, n.heartbeat, n.errors
+       n.agent_updated, n.file_server_url, n.file_server_token, n.heartbeat, n.errors,
+       n.command, n.command_id, n.command_sent, n.disabled_by
 FROM nodes n JOIN pools p ON p.num = n.pool_num
 """
 
@@ -73,6 +75,13 @@ class NodeRow:
     file_server: FileServer
     heartbeat: datetime
     errors: tuple[NodeError, ...]
+    command: str | None
+    """A reboot or reimage that the node has not answered by a new registration yet."""
+    command_id: str | None
+    command_sent: bool
+    """The command is in the node's queue: its tasks have ended."""
+    disabled_by: str | None
+    """Who keeps the node from taking tasks: `user`, or its `agent`, which is on its way out."""
     """What is wrong with it now."""
 
     @property
@@ -111,6 +120,10 @@ def _row(row: Row) -> NodeRow:
         file_server=FileServer(url=row[25], token=row[26]),
         heartbeat=from_micros(row[27]),
         errors=_ERRORS.validate_json(row[28]) if row[28] else (),
+        command=row[29],
+        command_id=row[30],
+        command_sent=bool(row[31]),
+        disabled_by=row[32],
     )
 
 
@@ -287,16 +300,44 @@ def set_errors(tx: Transaction, num: int, errors: tuple[NodeError, ...]) -> None
     tx.execute("UPDATE nodes SET errors = ? WHERE num = ?", (text, num))
 
 
-def set_draining(tx: Transaction, num: int, now: datetime) -> None:
-    """Give a node no more tasks: its agent is on its way out."""
-    tx.execute("UPDATE nodes SET scheduling_state = ? WHERE num = ?", (SchedulingState.DISABLED, num))
+def disable_scheduling(tx: Transaction, num: int, by: Literal["user", "agent"], now: datetime) -> None:
+    """Give a node no more tasks. What a user has disabled stays so until a user enables it."""
+    tx.execute(
+        "UPDATE nodes SET scheduling_state = ?, disabled_by = CASE WHEN disabled_by = 'user' THEN 'user' ELSE ? END"
+        " WHERE num = ?",
+        (SchedulingState.DISABLED, by, num),
+    )
     settle(tx, num, now)
 
 
-def set_schedulable(tx: Transaction, num: int, now: datetime) -> None:
+def enable_scheduling(tx: Transaction, num: int, now: datetime) -> None:
     """Let a node take tasks again."""
-    tx.execute("UPDATE nodes SET scheduling_state = ? WHERE num = ?", (SchedulingState.ENABLED, num))
+    tx.execute(
+        "UPDATE nodes SET scheduling_state = ?, disabled_by = NULL WHERE num = ?", (SchedulingState.ENABLED, num)
+    )
     settle(tx, num, now)
+
+
+def set_command(tx: Transaction, num: int, command: str | None, command_id: str | None) -> None:
+    """Record the command that a node has yet to obey; None when it has."""
+    tx.execute(
+        "UPDATE nodes SET command = ?, command_id = ?, command_sent = 0 WHERE num = ?", (command, command_id, num)
+    )
+
+
+def set_command_sent(tx: Transaction, num: int) -> None:
+    """Record that the command is in the node's queue."""
+    tx.execute("UPDATE nodes SET command_sent = 1 WHERE num = ?", (num,))
+
+
+def remember_removed(tx: Transaction, instance_id: str, now: datetime) -> None:
+    """Record that a life of an agent has been removed from its pool: it must not simply join again."""
+    tx.execute("INSERT OR IGNORE INTO removed_nodes VALUES (?, ?)", (instance_id, to_micros(now)))
+
+
+def was_removed(tx: Transaction, instance_id: str) -> bool:
+    """Tell whether a user has removed this life of an agent from its pool."""
+    return tx.one("SELECT 1 FROM removed_nodes WHERE instance_id = ?", (instance_id,)) is not None
 
 
 def beat(tx: Transaction, num: int, host: HostStatistics | None, now: datetime) -> None:
@@ -307,8 +348,12 @@ def beat(tx: Transaction, num: int, host: HostStatistics | None, now: datetime) 
     )
 
 
-_HEARD = "('idle', 'running', 'offline', 'leavingpool', 'starting', 'unusable')"
+_HEARD = (
+    "('starting', 'waitingforstarttask', 'starttaskfailed', 'idle', 'running', 'offline', 'unusable', 'leavingpool')"
+)
 """States in which the agent is there and sends heartbeats."""
+_AWAY = "('rebooting', 'reimaging')"
+"""States in which the agent may be silent for a while."""
 
 
 def grant_grace(tx: Transaction, now: datetime) -> None:
@@ -316,15 +361,18 @@ def grant_grace(tx: Transaction, now: datetime) -> None:
     tx.execute("UPDATE nodes SET heartbeat = ?", (to_micros(now),))
 
 
-def silent_since(tx: Transaction, before: datetime) -> list[NodeRow]:
-    """Return the nodes that were last heard of before a time, and not given up yet."""
-    rows = tx.execute(f"{_SELECT} WHERE n.heartbeat <= ? AND n.state IN {_HEARD}", (to_micros(before),))
+def silent_since(tx: Transaction, before: datetime, away_before: datetime) -> list[NodeRow]:
+    """Return the nodes that were last heard of too long ago; those that reboot or are reimaged may be away longer."""
+    rows = tx.execute(
+        f"{_SELECT} WHERE (n.heartbeat <= ? AND n.state IN {_HEARD}) OR (n.heartbeat <= ? AND n.state IN {_AWAY})",
+        (to_micros(before), to_micros(away_before)),
+    )
     return [_row(row) for row in rows]
 
 
-def oldest_heartbeat(tx: Transaction) -> datetime | None:
-    """Return when the most silent of the nodes that are not given up was heard of."""
-    row = tx.one(f"SELECT min(heartbeat) FROM nodes WHERE state IN {_HEARD}")  # noqa: S608 - a constant
+def oldest_heartbeat(tx: Transaction, *, away: bool) -> datetime | None:
+    """Return when the most silent node was heard of: of those that are `away`, or of all others that are expected."""
+    row = tx.one(f"SELECT min(heartbeat) FROM nodes WHERE state IN {_AWAY if away else _HEARD}")  # noqa: S608 - constants
     return None if row is None or row[0] is None else from_micros(row[0])
 
 

@@ -119,6 +119,20 @@ def insert(
     )
 
 
+def replace_spec(tx: Transaction, num: int, spec: PoolCreate, modified: datetime) -> None:
+    """Replace the definition of a pool."""
+    tx.execute("UPDATE pools SET spec = ?, modified = ? WHERE num = ?", (spec.to_json(), to_micros(modified), num))
+
+
+def set_resizing(tx: Transaction, num: int, deadline: datetime, now: datetime) -> None:
+    """Show a pool as resizing, until a deadline at the latest."""
+    tx.execute(
+        "UPDATE pools SET allocation_state = ?, allocation_state_time = ?, resize_deadline = ?, resize_errors = NULL"
+        " WHERE num = ?",
+        (AllocationState.RESIZING, to_micros(now), to_micros(deadline), num),
+    )
+
+
 def set_state(tx: Transaction, num: int, state: PoolState, now: datetime) -> None:
     """Move a pool to a state."""
     tx.execute("UPDATE pools SET state = ?, state_time = ? WHERE num = ?", (state, to_micros(now), num))
