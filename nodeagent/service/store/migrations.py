@@ -258,7 +258,24 @@ CREATE TABLE task_logs (
 ALTER TABLE nodes ADD COLUMN errors TEXT;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES)
+_NO_SECRETS = """
+UPDATE pools SET spec = json_set(spec, '$.userAccounts', json((
+    SELECT json_group_array(json(
+        json_remove(json_set(value, '$.password', ''), '$.linuxUserConfiguration.sshPrivateKey')
+    ))
+    FROM json_each(pools.spec, '$.userAccounts')
+))) WHERE json_type(spec, '$.userAccounts') = 'array';
+
+UPDATE pools SET spec = json_set(
+    spec, '$.virtualMachineConfiguration.containerConfiguration.containerRegistries', json((
+        SELECT json_group_array(json(json_remove(value, '$.password')))
+        FROM json_each(pools.spec, '$.virtualMachineConfiguration.containerConfiguration.containerRegistries')
+    ))
+) WHERE json_type(spec, '$.virtualMachineConfiguration.containerConfiguration.containerRegistries') = 'array';
+"""
+"""Passwords and keys of pools that nothing uses: `rules.pool_secrets` keeps them out from here on."""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 
