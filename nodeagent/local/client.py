@@ -107,6 +107,11 @@ class BatchClient:
                 return []
             raise
 
+    async def transfers(self, job_id: str) -> list[dict[str, Any]]:
+        """Return what tasks of a job transfer now, with `taskId`, `nodeId`, `phase` and how far each is."""
+        answer = await self._json("GET", f"/nodeagent/v1/jobs/{_segment(job_id)}/transfers")
+        return list(answer["value"])
+
     async def list_nodes(self, pool_id: str) -> list[dict[str, Any]]:
         """Return the nodes of a pool."""
         return await self._list(f"/pools/{_segment(pool_id)}/nodes")
