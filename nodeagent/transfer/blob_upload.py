@@ -107,7 +107,7 @@ class FileUpload:
                         self._meter.moved(block.size)
                     else:
                         await self._blob.stage(block, data)
-                        self._hit("after_block_staged")
+                        self._hit("after_upload_block")
                     staged[block.number] = block
 
         try:
@@ -116,7 +116,7 @@ class FileUpload:
                     group.create_task(work())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others say the same, or were cut off by it
-        self._hit("before_blob_commit")
+        self._hit("before_upload_commit")
         await self._blob.commit([staged[number] for number in sorted(staged)], pieces.digest)
 
     def _read(self, begins: int, size: int) -> bytes:

@@ -144,7 +144,7 @@ class _Execution:
             self._meter.finished()
             await self._log.complained(f"{file.path} -> {target.shown}: {error.problem.text()}")
             return
-        self._hit("after_blob_committed")
+        self._hit("after_upload_commit")
         self._ledger.finished(file.number, None)
         self._meter.finished()
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
