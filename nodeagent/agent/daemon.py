@@ -31,6 +31,7 @@ from nodeagent.agent.file_server import FileServer
 from nodeagent.agent.heartbeat import beat
 from nodeagent.agent.identity import Identity, StateDirectory
 from nodeagent.agent.introduction import Introduction
+from nodeagent.agent.janitor import Janitor
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
@@ -162,7 +163,11 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         )
         sessions = JobSessions(database, boundaries, attempts)
         removals = Removals(database, attempts, directories, state.attempts, tasks)
-        disk = DiskWatch(DiskRules.of(settings), ballast, database, attempts, layout.root, removals.empty_bin)
+        rules = DiskRules.of(settings)
+        janitor = Janitor(
+            DiskRules.cleanup_of(settings), rules.cache_cleanup_of(settings), layout.root, database, removals
+        )
+        disk = DiskWatch(rules, ballast, database, attempts, layout.root, removals.empty_bin, janitor)
         database.when_full = partial(asyncio.get_running_loop().call_soon_threadsafe, disk.met_full)
         await disk.begin()
         tools = Tools(

@@ -5,6 +5,8 @@ import stat
 import uuid
 from pathlib import Path
 
+from nodeagent.rules.disk import Free
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK_BYTES = 512
 """The unit of `st_blocks`, whatever the file system."""
@@ -21,6 +23,12 @@ def free_bytes(*paths: Path) -> int:
     """Return the free bytes of the fullest of the file systems on which these paths lie. Raises OSError."""
     found = [os.statvfs(path) for path in paths]
     return min(each.f_bavail * each.f_frsize for each in found)
+
+
+def free_of(path: Path) -> Free:
+    """Return what the file system of a path has left. Raises OSError."""
+    found = os.statvfs(path)
+    return Free(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
 
 def used_bytes(directory: Path) -> int:

@@ -19,10 +19,11 @@ from nodeagent.agent.attempts import Attempts
 from nodeagent.agent.ballast import Ballast
 from nodeagent.agent.database import Database
 from nodeagent.agent.disk_usage import free_bytes, take_away, used_bytes
+from nodeagent.agent.janitor import Janitor
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.model.protocol import StopReason
 from nodeagent.rules.attempt_events import Ended, StopRequested
-from nodeagent.rules.disk import Level, Thresholds, culprit, level, over_budget
+from nodeagent.rules.disk import Cleanup, Level, Thresholds, culprit, level, over_budget
 from nodeagent.rules.failures import Detail, disk_full
 from nodeagent.shim import kernel
 
@@ -60,6 +61,16 @@ class DiskRules:
             settings.disk_check_seconds,
         )
 
+    @staticmethod
+    def cleanup_of(settings: AgentSettings) -> Cleanup:
+        """Return when files of ended tasks go before their time."""
+        return Cleanup(settings.cleanup_free_bytes, settings.cleanup_free_inodes)
+
+    def cache_cleanup_of(self, settings: AgentSettings) -> Cleanup:
+        """Return when the cache goes: before files of tasks do, and before any task waits or ends for space."""
+        room = max(settings.cleanup_free_bytes or 0, self.thresholds.room)
+        return Cleanup(room or None, settings.cleanup_free_inodes)
+
     @property
     def watches(self) -> bool:
         """Whether there is anything to watch."""
@@ -77,8 +88,10 @@ class DiskWatch:
         attempts: Attempts,
         root: Path,
         empty_bin: Callable[[], Awaitable[None]],
+        janitor: Janitor,
     ) -> None:
         """`root` is the node root; the ballast lies where the agent's own state is."""
+        self._janitor = janitor
         self._rules = rules
         self._ballast = ballast
         self._database = database
@@ -119,7 +132,7 @@ class DiskWatch:
 
     async def begin(self) -> None:
         """Make the ballast, and look once, before anything is launched."""
-        if self._rules.watches:
+        if self._watches:
             await self._look()
 
     async def run(self) -> None:
@@ -132,8 +145,12 @@ class DiskWatch:
                 async with asyncio.timeout(SHORT_SECONDS if short else self._rules.seconds):
                     await self._asked.wait()
             self._asked.clear()
-            if self._rules.watches:
+            if self._watches:
                 await self._look()
+
+    @property
+    def _watches(self) -> bool:
+        return self._rules.watches or self._janitor.watches
 
     async def judged(self, runner: "AttemptRunner", event: Ended) -> Ended:
         """Return the end of an execution with what it has to do with the disk.
@@ -185,6 +202,8 @@ class DiskWatch:
         take_away(directory, self._bin)
 
     async def _look(self) -> None:
+        if self._janitor.watches:
+            await self._janitor.make_room()
         free, used = await asyncio.to_thread(self._measure)
         self._turn(level(free, self._rules.thresholds), free)
         for attempt_id in over_budget(used, self._rules.budget):

@@ -20,6 +20,15 @@ NAMES = (
     "after_account_close",
     "after_bin",
     "after_hold_for_disk",
+    "after_package_download",
+    "after_package_unpack",
+    "after_package_rename",
+    "after_package_commit",
+    "after_upload_plan",
+    "after_upload_begun",
+    "after_upload_block",
+    "before_upload_commit",
+    "after_upload_commit",
     "mid_migration",
 )
 """Every point of the agent. Shims inherit the environment: no name is one of theirs (nodeagent/shim)."""

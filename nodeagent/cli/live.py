@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nodeagent.local.progress import News, Progress
+from nodeagent.local.progress import News, Progress, transfer_texts
 
 
 class Display:
@@ -73,6 +73,8 @@ class Display:
         whole = Table.grid()
         whole.add_row(grid)
         whole.add_row(counts)
+        for line in transfer_texts(progress.transfers):
+            whole.add_row(Text(line, style="cyan"))
         return whole
 
 

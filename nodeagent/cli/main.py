@@ -18,6 +18,7 @@ COMMANDS = {
     "up": "nodeagent.cli.up:up",
     "service": "nodeagent.cli.service:service",
     "agent": "nodeagent.cli.agent:agent",
+    "app": "nodeagent.cli.app:app",
     "events": "nodeagent.cli.events:events",
     "config": "nodeagent.cli.config:config",
     "completion": "nodeagent.cli.completion:completion",

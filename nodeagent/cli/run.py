@@ -22,6 +22,7 @@ from nodeagent.local.settings import LocalSettings, state_home
 from nodeagent.local.stack import Plan, Stack
 from nodeagent.model.times import utc_now
 from nodeagent.observe.log import LogSettings, configure
+from nodeagent.service.settings import ServiceSettings
 
 
 @click.command(epilog=STATUS_HELP, short_help="Run one job on this machine.")
@@ -58,7 +59,8 @@ def run(
     """  # noqa: D301 - \b is click's mark for text that keeps its lines
     found = sources(config)
     local = found.section("local", LocalSettings, flags).without("port").build(port=0)
-    job_file = _read(job, local.pool, loose=loose)
+    auto_storage = "auto_storage_url" in found.section("service", ServiceSettings).given
+    job_file = _read(job, local.pool, loose=loose, auto_storage=auto_storage)
     local = local.model_copy(update={"pool": job_file.pool_id})
     log = log_settings(found, log_level, log_format, "warning")
     folder = state_dir or run_folder(state_home(), job_file.job.id, utc_now())
@@ -74,9 +76,9 @@ def run(
     click.get_current_context().exit(_status(outcome))
 
 
-def _read(job: Path, pool_id: str, *, loose: bool) -> JobFile:
+def _read(job: Path, pool_id: str, *, loose: bool, auto_storage: bool) -> JobFile:
     try:
-        job_file = load(job, pool_id=pool_id, loose=loose)
+        job_file = load(job, pool_id=pool_id, loose=loose, auto_storage=auto_storage)
     except OSError as error:
         raise CommandError(f"{job}: cannot be read: {error.strerror}", Exit.USAGE) from error
     except JobFileError as error:
@@ -92,7 +94,7 @@ def _log_to_file(plan: Plan, log: LogSettings, exit_stack: ExitStack) -> None:
     """The terminal is for the run; what the service logs goes to a file beside its state."""
     make_folder(plan.state_dir, 0o700)
     stream = exit_stack.enter_context((plan.state_dir / "service.log").open("a", encoding="utf-8"))
-    configure(log, stream, secrets=[plan.service.key.get_secret_value()])
+    configure(log, stream, secrets=plan.service.secrets)
 
 
 async def _run(plan: Plan, job_file: JobFile, display: Display) -> RunOutcome:

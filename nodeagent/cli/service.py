@@ -36,7 +36,7 @@ def service(config: Path | None, log_level: str | None, log_format: str | None, 
     """  # noqa: D301 - \b is click's mark for text that keeps its lines
     found = sources(config)
     settings = found.section("service", ServiceSettings, flags).build()
-    configure(log_settings(found, log_level, log_format, "info"), secrets=[settings.key.get_secret_value()])
+    configure(log_settings(found, log_level, log_format, "info"), secrets=settings.secrets)
     asyncio.run(_serve(settings))
 
 

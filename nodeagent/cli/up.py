@@ -82,8 +82,9 @@ def up(
     if detach_tasks and local.ephemeral:
         raise click.UsageError("--detach-tasks and --ephemeral exclude each other: nothing would be left to take over")
     log = log_settings(found, log_level, log_format, "warning")
-    configure(log, secrets=[local.key.get_secret_value()])
-    stack = Stack(plan_of(found, local, log, state_dir=local.state_dir, loose=loose))
+    plan = plan_of(found, local, log, state_dir=local.state_dir, loose=loose)
+    configure(log, secrets=plan.service.secrets)
+    stack = Stack(plan)
     stack.detach_tasks = detach_tasks
     asyncio.run(_serve(stack, local, as_json=as_json))
 

@@ -1,8 +1,9 @@
 """A small client of the Batch REST API, for local mode and for the commands that look at a running service."""
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -20,6 +21,9 @@ EVENTS_PATH = "/nodeagent/v1/events"
 _JSON = "application/json; odata=minimalmetadata"
 _TASKS_PER_REQUEST = 100
 _ANSWER_SECONDS = 60.0
+_UPLOAD_SECONDS = 600.0
+"""What the service may take to look into a package that it has received."""
+_APPLICATIONS_PATH = "/nodeagent/v1/applications"
 
 
 class ServiceUnreachableError(ConnectionError):
@@ -107,6 +111,38 @@ class BatchClient:
                 return []
             raise
 
+    async def transfers(self, job_id: str) -> list[dict[str, Any]]:
+        """Return what tasks of a job transfer now, with `taskId`, `nodeId`, `phase` and how far each is."""
+        answer = await self._json("GET", f"/nodeagent/v1/jobs/{_segment(job_id)}/transfers")
+        return list(answer["value"])
+
+    async def applications(self) -> list[dict[str, Any]]:
+        """Return all applications with their packages, `defaultVersion` among them."""
+        return list((await self._json("GET", _APPLICATIONS_PATH))["value"])
+
+    async def add_package(self, application_id: str, version: str, zip_file: BinaryIO) -> bool:
+        """Send a zip file as a version of an application; return whether it was new. Ends only with the service."""
+        size = zip_file.seek(0, os.SEEK_END)
+        zip_file.seek(0)
+        pending = self._request(
+            "PUT",
+            f"{self.endpoint}{_package_path(application_id, version)}?{urlencode({'api-version': API_VERSION})}",
+            extra={"Content-Type": "application/zip", "Content-Length": str(size)},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_UPLOAD_SECONDS),
+            content=zip_file,
+        )
+        async with pending as answer:
+            await answer.read()
+            return answer.status == 201
+
+    async def remove_package(self, application_id: str, version: str) -> None:
+        """Remove a version of an application."""
+        await self._json("DELETE", _package_path(application_id, version))
+
+    async def change_application(self, application_id: str, changes: Mapping[str, str]) -> None:
+        """Change `displayName` and `defaultVersion` of an application."""
+        await self._json("PATCH", f"{_APPLICATIONS_PATH}/{_segment(application_id)}", changes)
+
     async def list_nodes(self, pool_id: str) -> list[dict[str, Any]]:
         """Return the nodes of a pool."""
         return await self._list(f"/pools/{_segment(pool_id)}/nodes")
@@ -169,12 +205,13 @@ class BatchClient:
         body: object | None = None,
         extra: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout | None = None,
+        content: BinaryIO | None = None,
     ) -> "_Request":
         if self._session is None:
             raise RuntimeError("use the client as an async context manager")
-        data = None if body is None else orjson.dumps(body)
+        data = content if body is None else orjson.dumps(body)
         headers = {"ocp-date": http_date(utc_now()), "Accept": "application/json", **(extra or {})}
-        if data is not None:
+        if isinstance(data, bytes):
             headers |= {"Content-Type": _JSON, "Content-Length": str(len(data))}
         headers["Authorization"] = authorization(self._account, self._key, method, url, headers)
         options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
@@ -225,6 +262,10 @@ def _text(error: Mapping[str, Any]) -> str:
     first = str(error["message"]["value"]).split("\nRequestId", maxsplit=1)[0].strip()
     values = ", ".join(f"{item['key']}: {item['value']}" for item in error.get("values") or ())
     return f"{first} ({values})" if values else first
+
+
+def _package_path(application_id: str, version: str) -> str:
+    return f"{_APPLICATIONS_PATH}/{_segment(application_id)}/versions/{_segment(version)}"
 
 
 def _segment(text: str) -> str:

@@ -41,7 +41,8 @@ _WANTED = {
 
 
 def _sentence(detail: ErrorDetails) -> str:
-    kind, shown, context = detail["type"], _shown(detail.get("input")), detail.get("ctx", {})
+    kind, context = detail["type"], detail.get("ctx", {})
+    shown = "a value that is not shown" if _may_be_secret(detail["loc"]) else _shown(detail.get("input"))
     if kind == "missing":
         return "is required and missing"
     if kind in _WANTED:
@@ -69,6 +70,11 @@ def _unknown(model: type[BaseModel], location: Location) -> str:
 
 def _names(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _may_be_secret(location: tuple[int | str, ...]) -> bool:
+    """A URL may have a SAS in it, and what is logged of a run on a build server is read by many."""
+    return any(str(step).lower().endswith(("url", "password", "key")) for step in location)
 
 
 def _shown(value: object) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -18,8 +19,11 @@ from nodeagent.local.text_marks import Location, Marks, loader
 from nodeagent.model.base import BatchModel
 from nodeagent.model.job import JobCreate
 from nodeagent.model.task import TaskCreate
+from nodeagent.model.times import utc_now
 from nodeagent.model.values import EnvironmentSetting
 from nodeagent.rules.exit_conditions import misplaced_action
+from nodeagent.rules.file_properties import job_file_faults, task_file_faults
+from nodeagent.rules.sas import job_warnings, task_warnings
 from nodeagent.rules.supported import unsupported_job, unsupported_task
 
 JOB_DIRECTORY_VARIABLE = "NODEAGENT_JOB_DIR"
@@ -77,21 +81,27 @@ class JobFile:
         return JobFile(self.path, job, self.tasks, self.warnings)
 
 
-def load(path: Path, *, pool_id: str, loose: bool = False) -> JobFile:
+def load(
+    path: Path, *, pool_id: str, now: datetime | None = None, loose: bool = False, auto_storage: bool = False
+) -> JobFile:
     """Read a job file; a job without `poolInfo` goes to `pool_id`.
 
-    With `loose`, properties that this version does not support are warnings instead of errors. Raises
-    `JobFileError` with every problem that was found, `OSError` if the file cannot be read.
+    `now` is the time that the SAS of its URLs are compared with (None: the present); what will not hold is a
+    warning. With `loose`, properties that this version does not support are warnings instead of errors.
+    `auto_storage` tells whether containers may be named without a URL. Raises `JobFileError` with every problem that
+    was found, `OSError` if the file cannot be read.
     """
-    return _Reader(path, loose=loose).read(pool_id)
+    return _Reader(path, now or utc_now(), loose=loose, auto_storage=auto_storage).read(pool_id)
 
 
 class _Reader:
     """One reading of one file: gathers problems, and finds places only when there is one to tell of."""
 
-    def __init__(self, path: Path, *, loose: bool) -> None:
+    def __init__(self, path: Path, now: datetime, *, loose: bool, auto_storage: bool) -> None:
         self._path = path
+        self._now = now
         self._loose = loose
+        self._auto_storage = auto_storage
         self._problems: list[Problem] = []
         self._warnings: list[str] = []
         self._text = ""
@@ -108,8 +118,10 @@ class _Reader:
             self._check_ids(job, tasks)
             self._check_supported(job, tasks)
             self._check_conditions(job, tasks)
+            self._check_files(job, tasks)
         if self._problems or job is None:
             raise JobFileError(self._problems)
+        self._foresee(job, tasks)
         return JobFile(self._path, job, tuple(task for _, task in tasks), tuple(self._warnings))
 
     def _document(self) -> dict[str, Any]:
@@ -209,6 +221,22 @@ class _Reader:
             )
             if misplaced is not None:
                 self._problem(("tasks", index, *_steps(misplaced.path)), misplaced.reason)
+
+    def _check_files(self, job: JobCreate, tasks: list[tuple[int, TaskCreate]]) -> None:
+        faults = [(_steps(fault.path), fault.reason) for fault in job_file_faults(job, auto_storage=self._auto_storage)]
+        for index, task in tasks:
+            found = task_file_faults(task, auto_storage=self._auto_storage)
+            faults += [(("tasks", index, *_steps(fault.path)), fault.reason) for fault in found]
+        for location, reason in faults:
+            self._problem(location, reason or "is required and missing")
+
+    def _foresee(self, job: JobCreate, tasks: list[tuple[int, TaskCreate]]) -> None:
+        """Warn of each SAS that will not open what its task needs, or not long enough."""
+        found = [(_steps(item.property), item.message) for item in job_warnings(job, self._now)]
+        for index, task in tasks:
+            told = task_warnings(task, self._now)
+            found += [(("tasks", index, *_steps(item.property)), item.message) for item in told]
+        self._warnings += [str(self._located(location, message)) for location, message in found]
 
     def _places(self) -> Marks:
         if self._marks is None:

@@ -1,6 +1,7 @@
 """How far a run is: what the events and looks at the service add up to. No I/O."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -11,6 +12,10 @@ class News(NamedTuple):
 
     text: str
     notable: bool = False
+
+
+LONG_TRANSFER_SECONDS = 2.0
+"""A transfer that takes longer is told in a line of its own."""
 
 
 class Phase(StrEnum):
@@ -38,6 +43,10 @@ class Progress:
     preparation: dict[str, str] = field(default_factory=dict)
     """State of the preparation on each node: running, success or failure."""
     release: dict[str, str] = field(default_factory=dict)
+    transfers: tuple[Mapping[str, Any], ...] = ()
+    """What tasks transfer now, as the service lists it."""
+    _transferring: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Since when (monotonic seconds) a task is in a phase of transfers; infinity once that has been told."""
     _ended: set[str] = field(default_factory=set)
 
     @property
@@ -83,6 +92,20 @@ class Progress:
                     lines.append(News(text, notable=state == "failure"))
         return lines
 
+    def transfer(self, listed: Sequence[Mapping[str, Any]], now: float) -> list[News]:
+        """Take in the list of transfers at a monotonic time; returns those that take long, each once."""
+        self.transfers = tuple(listed)
+        since = {}
+        lines = []
+        for item in listed:
+            key = (str(item["taskId"]), str(item["phase"]))
+            since[key] = self._transferring.get(key, now)
+            if now - since[key] > LONG_TRANSFER_SECONDS:
+                since[key] = math.inf
+                lines.append(News(f"{item['taskId']}: {transfer_text((item,))}"))
+        self._transferring = since
+        return lines
+
     def _started(self, task: str, node: str, body: Mapping[str, Any]) -> News:
         again = task in self.running
         retry = int(body["executionInfo"]["retryCount"])
@@ -102,3 +125,30 @@ class Progress:
         code = info.get("exitCode")
         why = info["schedulingError"]["code"] if code is None else f"exit code {code}"
         return News(f"{task}: failed, {why}", notable=True)
+
+
+def transfer_texts(transfers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return e.g. `downloading 3 tasks: 412 MiB of 1.2 GiB`, one for each phase in which tasks are."""
+    phases: dict[str, list[Mapping[str, Any]]] = {}
+    for item in transfers:
+        phases.setdefault(str(item["phase"]), []).append(item)
+    return [
+        transfer_text(items, f" {len(items)} {'task' if len(items) == 1 else 'tasks'}:") for items in phases.values()
+    ]
+
+
+def transfer_text(transfers: Sequence[Mapping[str, Any]], of: str = "") -> str:
+    """Return how far transfers of one phase are together; a total only if it is known of each."""
+    done = sum(int(item["bytesDone"]) for item in transfers)
+    totals = [item.get("bytesTotal") for item in transfers]
+    total = "" if None in totals else f" of {size_text(sum(int(known or 0) for known in totals))}"
+    return f"{transfers[0]['phase']}{of} {size_text(done)}{total}"
+
+
+def size_text(size: int) -> str:
+    """Return e.g. `412 MiB`, `1.2 GiB`: three digits are enough."""
+    value, units = float(size), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1000 and (following := next(units, None)) is not None:
+        value, unit = value / 1024, following
+    return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:.0f} {unit}"

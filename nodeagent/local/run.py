@@ -61,6 +61,7 @@ class JobRun:
         self.progress.phase = Phase.RUNNING
         await self._submit()
         await self._until_ended_or_interrupted()
+        self.progress.transfers = ()
         self.progress.phase = Phase.RELEASING
         await self._terminate()
         self.progress.phase = Phase.DONE
@@ -110,6 +111,7 @@ class JobRun:
         """Look at what has no events; return when the job ends by itself, or nothing is left that could run."""
         while True:
             await self._look()
+            await self._look_at_transfers()
             job = await self._client.get_job(self._file.job.id)
             if job["state"] in ("disabling", "disabled"):
                 self._problem = "the end of a task disabled the job, so its other tasks cannot run"
@@ -124,6 +126,11 @@ class JobRun:
                 self._problem = f"{_counted(stuck)} can never run: what they wait for failed, or is not there"
                 return
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look_at_transfers(self) -> None:
+        listed = await self._client.transfers(self._file.job.id)
+        for news in self.progress.transfer(listed, asyncio.get_running_loop().time()):
+            self._tell(news)
 
     async def _look_for_more(self) -> bool:
         """Take in the tasks that a job manager has added; tell whether any is left."""

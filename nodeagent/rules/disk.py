@@ -28,6 +28,39 @@ class Thresholds:
         return max(self.soft or 0, self.hard or 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What a file system has left; `inodes` is None where it makes them as they are needed."""
+
+    bytes: int
+    inodes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """Free bytes and inodes below which what nobody needs any more goes before its time; None for never."""
+
+    bytes: int | None = None
+    inodes: int | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether files go before their time at all."""
+        return self.bytes is not None or self.inodes is not None
+
+    def short_of_bytes(self, free: Free) -> int:
+        """Return how many bytes are missing; 0 if there is room."""
+        return max(0, (self.bytes or 0) - free.bytes)
+
+    def short_of_inodes(self, free: Free) -> int:
+        """Return how many inodes are missing; 0 if there are enough."""
+        return 0 if free.inodes is None else max(0, (self.inodes or 0) - free.inodes)
+
+    def is_short(self, free: Free) -> bool:
+        """Whether something has to go."""
+        return bool(self.short_of_bytes(free) or self.short_of_inodes(free))
+
+
 def level(free: int, thresholds: Thresholds) -> Level:
     """Return the level at so many free bytes."""
     if thresholds.hard is not None and free < thresholds.hard:

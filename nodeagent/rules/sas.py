@@ -14,6 +14,8 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from nodeagent.model.files import OutputFile, ResourceFile
+from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask
+from nodeagent.model.task import TaskCreate
 from nodeagent.model.times import UNLIMITED, format_time
 
 SAS_EXPIRED = "SasExpired"
@@ -94,6 +96,27 @@ def warnings(task: TaskWithFiles, now: datetime, max_wall_clock: timedelta) -> t
         SasWarning(code, need.property, message)
         for need in _needs(task)
         for code, message in _of_url(need, now, max_wall_clock)
+    )
+
+
+def task_warnings(task: TaskCreate | JobManagerTask | JobPreparationTask, now: datetime) -> tuple[SasWarning, ...]:
+    """Return what is wrong with the SAS of a task that is to be added now."""
+    limit = UNLIMITED if task.constraints is None else task.constraints.max_wall_clock_time
+    return warnings(task, now, limit)
+
+
+def job_warnings(job: JobCreate, now: datetime) -> tuple[SasWarning, ...]:
+    """Return the same of a job's manager, preparation and release task, their properties named from the job on."""
+    manager, preparation, release = job.job_manager_task, job.job_preparation_task, job.job_release_task
+    found: list[tuple[str, tuple[SasWarning, ...]]] = []
+    if manager is not None:
+        found.append(("jobManagerTask", task_warnings(manager, now)))
+    if preparation is not None:
+        found.append(("jobPreparationTask", task_warnings(preparation, now)))
+    if release is not None:
+        found.append(("jobReleaseTask", warnings(release, now, release.max_wall_clock_time)))
+    return tuple(
+        SasWarning(item.code, f"{name}.{item.property}", item.message) for name, items in found for item in items
     )
 
 

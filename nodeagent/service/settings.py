@@ -69,6 +69,12 @@ class ServiceSettings(BaseModel):
     loose: bool = False
     """Accept and log properties that this version does not support, instead of refusing them by name."""
 
+    @property
+    def secrets(self) -> list[str]:
+        """What no log may hold."""
+        kept = (self.key, self.bearer_token, self.auto_storage_key)
+        return [secret.get_secret_value() for secret in kept if secret is not None]
+
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:
         if (self.auto_storage_url is None) != (self.auto_storage_key is None):

@@ -1,7 +1,7 @@
 """What all transfers share: where files go and whose they are, how far a transfer is, and how it fails."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodeagent.model.failure import FailureInfo
@@ -107,7 +107,7 @@ class Meter:
 class Download:
     """One file to bring."""
 
-    url: str
+    url: str = field(repr=False)
     """With its SAS, if it has one: never shown, see `rules.urls.shown`."""
     path: str
     """Where it goes, relative to the place's directory; `rules.resource_paths.checked` has seen it."""

@@ -18,8 +18,11 @@ from nodeagent.transfer import http_trouble
 from nodeagent.transfer.base import IdentityError, Tokens, TransferSettings
 from nodeagent.transfer.http_trouble import GivenUpError, HttpTroubleError
 
-READ_BYTES = 1 << 20
-"""What a connection holds for its reader: 64 KiB, the default, cost twice the time (docs/performance.md)."""
+READ_BYTES = 1 << 18
+"""What a connection holds for its reader, at most twice, and what is written at once.
+
+64 KiB, the default, cost twice the time; 1 MiB is no faster and costs four times the memory (benchmarks/transfer.py).
+"""
 REDIRECTS = 5
 _REDIRECTING = frozenset({301, 302, 303, 307, 308})
 _STORAGE_VERSION = "2023-11-03"

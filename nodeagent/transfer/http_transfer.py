@@ -197,7 +197,7 @@ class FileTransfer:
                 segment.offset = partial.offset
 
     async def _body(self, response: aiohttp.ClientResponse, segment: _Segment) -> None:
-        """Write the content of an answer, up to 1 MiB at a time. What came before a cut is kept."""
+        """Write the content of an answer, piece by piece. What came before a cut is kept."""
         pieces: list[bytes] = []
         size = 0
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -170,8 +171,9 @@ def _named(key: str | None) -> str:
 
 
 def _connection_error(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno is not None:
+        # asyncio's own text says less than the system's; only names that are not found have numbers below 0.
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return Redactor().text(str(error)) or type(error).__name__
 
 

@@ -24,6 +24,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchEndpoint
     """Run `nodeagent up` with an agent that looks often for what has expired."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NODEAGENT_AGENT_CLEANUP_SECONDS", "0.05")
+        patch.setenv("NODEAGENT_AGENT_KEPT_LOG_BYTES", "0")  # what is kept of logs would answer for the files
         with local_stack(tmp_path_factory.mktemp("state")) as running:
             yield running
 

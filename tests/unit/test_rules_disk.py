@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.rules.disk import Level, Thresholds, culprit, level, over_budget
+from nodeagent.rules.disk import Cleanup, Free, Level, Thresholds, culprit, level, over_budget
 
 SIZES = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 10**9), max_size=6)
 
@@ -40,3 +40,21 @@ def test_over_budget_are_all_that_hold_more(used: dict[str, int], budget: int | 
     """And nobody else; without a budget nobody."""
     expected = {name for name, size in used.items() if budget is not None and size > budget}
     assert set(over_budget(used, budget)) == expected
+
+
+@given(free=st.integers(0, 200), inodes=st.none() | st.integers(0, 200))
+def test_something_has_to_go_below_either_limit_only(free: int, inodes: int | None) -> None:
+    """A file system that counts no inodes is never short of them."""
+    cleanup, left = Cleanup(bytes=100, inodes=50), Free(free, inodes)
+
+    assert cleanup.is_short(left) == (free < 100 or (inodes is not None and inodes < 50))
+    assert cleanup.short_of_bytes(left) == max(0, 100 - free)
+    assert cleanup.short_of_inodes(left) == (0 if inodes is None else max(0, 50 - inodes))
+
+
+def test_without_limits_nothing_goes_before_its_time() -> None:
+    """Off unless configured."""
+    assert not Cleanup().wanted
+    assert not Cleanup().is_short(Free(0, 0))
+    assert Cleanup(inodes=1).wanted
+    assert Cleanup(bytes=1).is_short(Free(0, None))

@@ -18,7 +18,7 @@ from nodeagent.rules.failures import recoveries_used_up
 from nodeagent.rules.retry import MAX_INTERNAL_RETRIES, REQUEUE_REASONS, Next, after_completed, after_lost
 from nodeagent.service.lifecycle import dispatch, ends, giving_up, jobs, start_tasks
 from nodeagent.service.lifecycle.consequences import task_ended
-from nodeagent.service.store import attempts, counts, job_nodes, nodes, tasks
+from nodeagent.service.store import attempts, counts, job_nodes, nodes, task_logs, tasks
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store.attempts import TASK_KINDS, AttemptRow, AttemptState
 from nodeagent.service.store.database import Transaction
@@ -99,6 +99,8 @@ def _task_completed(
     tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, outcome: Outcome, now: datetime
 ) -> None:
     ends.close_attempt(tx, job, attempt, AttemptState.COMPLETED, now, outcome)
+    if attempt.task_num is not None:
+        task_logs.keep(tx, attempt.task_num, attempt.num, report.logs)
     task = giving_up.carried_task(tx, attempt)
     if task is None:
         return

@@ -1,7 +1,7 @@
 """The verbs of tasks (spec/rest.md §8.2, §9; spec/node.md §9)."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nodeagent.model.enums import ExecutionResult, JobState, TaskState
 from nodeagent.model.protocol import AttemptKind, StopReason
@@ -12,11 +12,13 @@ from nodeagent.service.errors import BatchError, invalid_property, refusal
 from nodeagent.service.lifecycle import dependents, dispatch, ends, giving_up, jobs
 from nodeagent.service.lifecycle.consequences import task_ended
 from nodeagent.service.lifecycle.names import SCHEDULE
-from nodeagent.service.store import attempts, counts, tasks
+from nodeagent.service.store import attempts, counts, task_logs, tasks
 from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.jobs import JobRow
 from nodeagent.service.store.tasks import TaskRow
+
+_DEFAULTS = TaskConstraints()
 
 
 def require(tx: Transaction, job_id: str, task_id: str) -> tuple[JobRow, TaskRow]:
@@ -93,6 +95,8 @@ def update_task(
 ) -> TaskRow:
     """Replace the constraints of a task that has not completed; None is their defaults.
 
+    The node of its newest attempt is told of another retention time; what else changes holds from the next attempt.
+
     Raises JobNotFound, TaskNotFound, TaskCompleted.
     """
     _, task = require(tx, job_id, task_id)
@@ -100,7 +104,15 @@ def update_task(
         raise refusal("TaskCompleted")
     spec = task.spec.model_copy(update={"constraints": constraints})
     tasks.replace_spec(tx, task.num, spec, later(now, task.modified))
+    before, after = _retention(task.spec), _retention(spec)
+    newest = attempts.of_task(tx, task.num)[-1:] if before != after else []
+    for attempt in newest:
+        dispatch.change_retention(tx, attempt, after)
     return require(tx, job_id, task_id)[1]
+
+
+def _retention(spec: TaskCreate) -> timedelta:
+    return (spec.constraints or _DEFAULTS).retention_time
 
 
 def terminate_task(tx: Transaction, job_id: str, task_id: str, now: datetime) -> TaskRow:
@@ -146,6 +158,7 @@ def delete_task(tx: Transaction, job_id: str, task_id: str, now: datetime) -> No
     job, task = require(tx, job_id, task_id)
     if job.state is JobState.DELETING:
         raise refusal("JobBeingDeleted")
+    task_logs.forget(tx, task.num)
     _forget_attempts(tx, job, task)
     counts.add(tx, job.num, counts.bucket(task.state, task.execution.result), tasks=-1, slots=-task.required_slots)
     dependents.withdraw(tx, job.num, task)

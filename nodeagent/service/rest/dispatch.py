@@ -102,7 +102,7 @@ async def answer(
     if isinstance(reply, web.StreamResponse):
         return reply
     body = None if reply.body is None else orjson.dumps(reply.body)
-    headers = common_headers(request, request_id) | dict(reply.headers)
+    headers = common_headers(request, request_id) | dict(reply.headers or {})
     if body is not None:
         headers["Content-Type"] = JSON
     if reply.url is not None:

@@ -56,4 +56,5 @@ def _segment(text: str) -> str:
 
 
 def _file(path: str) -> str:
-    return quote(path, safe="/~")
+    """A name need not be UTF-8: bytes that are not are surrogates here (`os.fsdecode`), and encoded as they are."""
+    return quote(path, safe="/~", errors="surrogateescape")

@@ -4,8 +4,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 import aiohttp
+from yarl import URL
 
 from nodeagent.service.errors import BatchError, refusal
 
@@ -36,12 +38,14 @@ class NodeFiles:
     async def entries(self, server: FileServerAddress, directory: str, *, recursive: bool) -> list[dict[str, Any]]:
         """Return what a directory holds, sorted by name; the empty path is the node's root.
 
+        A name that is not UTF-8 has surrogates in `name`, as all paths here may have.
+
         Raises BatchError `FileNotFound`, `NodeNotReady`.
         """
         options = {"path": directory or ".", "recursive": "true" if recursive else "false"}
         async with self._ask("GET", server, "/v1/list", options) as answer:
             listing = await answer.json()
-        return list(listing["value"])
+        return [_named(entry) for entry in listing["value"]]
 
     @asynccontextmanager
     async def open(
@@ -86,13 +90,25 @@ class NodeFiles:
         sent = {"Authorization": f"Bearer {server.token}", "Accept-Encoding": "identity"} | dict(headers or {})
         try:
             async with self._session.request(
-                method, f"{server.url.rstrip('/')}{resource}", params=options, headers=sent, allow_redirects=False
+                method, _url(server, resource, options), headers=sent, allow_redirects=False
             ) as answer:
                 if not 200 <= answer.status < 300:
                     raise _refused(answer.status)
                 yield answer
-        except (aiohttp.ClientConnectionError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise refusal("NodeNotReady", ("Reason", "The node does not answer.")) from error
+
+
+def _url(server: FileServerAddress, resource: str, options: Mapping[str, str]) -> URL:
+    """Return the URL of a request, its values as percent-encoded bytes."""
+    query = "&".join(f"{name}={quote(value, safe='/', errors='surrogateescape')}" for name, value in options.items())
+    return URL(f"{server.url.rstrip('/')}{resource}?{query}", encoded=True)
+
+
+def _named(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry under its true name; the agent tells one that is no text percent-encoded."""
+    encoded = entry.get("encodedName")
+    return entry if encoded is None else entry | {"name": unquote(encoded, errors="surrogateescape")}
 
 
 def _refused(status: int) -> BatchError:

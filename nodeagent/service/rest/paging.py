@@ -10,17 +10,19 @@ _KEPT = ("maxresults", "$filter", "$select", "$expand", "recursive")
 
 
 def encode_token(last: str) -> str:
-    """Return a token of letters, digits, `-` and `_`: py 15 turns a `+` into a blank."""
-    return base64.urlsafe_b64encode(last.encode()).decode("ascii").rstrip("=")
+    """Return a token of letters, digits, `-` and `_`: py 15 turns a `+` into a blank. Names may be any bytes."""
+    return base64.urlsafe_b64encode(last.encode(errors="surrogateescape")).decode("ascii").rstrip("=")
 
 
-def decode_token(query: Query) -> str | None:
-    """Return the id after which the page starts, or None for the first page."""
+def decode_token(query: Query, *, paths: bool = False) -> str | None:
+    """Return the id after which the page starts, or None for the first page; `paths` need not be UTF-8."""
     token = query.get("$skiptoken")
     if token is None:
         return None
     try:
-        return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+        return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode(
+            errors="surrogateescape" if paths else "strict"
+        )
     except (binascii.Error, UnicodeError, ValueError) as error:
         raise bad_query_value("$skiptoken", token, "not a token that this service has given out") from error
 

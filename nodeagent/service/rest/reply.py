@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from nodeagent.model.times import etag
@@ -17,7 +16,7 @@ class Reply:
     body: Mapping[str, Any] | None = None
     url: str | None = None
     modified: datetime | None = None
-    headers: Mapping[str, str] = MappingProxyType({})
+    headers: Mapping[str, str] | None = None
     """More headers than those of every answer."""
     located: bool = False
     """Whether `url` is that of a new resource: `Location` is sent as well."""
@@ -28,6 +27,6 @@ class Reply:
         return None if self.modified is None else etag(self.modified)
 
 
-def created(url: str, modified: datetime, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+def created(url: str, modified: datetime, headers: Mapping[str, str] | None = None) -> Reply:
     """Answer 201 with the place of the new entity."""
     return Reply(201, url=url, modified=modified, located=True, headers=headers)

@@ -56,7 +56,8 @@ class Router(Generic[Target]):
             if following is None and place.rest is not None:
                 name, following = place.rest
                 raw, after = remaining, ""
-                variables[name] = unquote(raw)
+                # a file's name may be any bytes: those that are not UTF-8 stay what they are
+                variables[name] = unquote(raw, errors="surrogateescape")
             elif following is None and place.variable is not None:
                 name, following = place.variable
                 variables[name] = unquote(raw)

@@ -258,6 +258,23 @@ CREATE TABLE task_logs (
 ALTER TABLE nodes ADD COLUMN errors TEXT;
 """
 
+_NO_SECRETS = """
+UPDATE pools SET spec = json_set(spec, '$.userAccounts', json((
+    SELECT json_group_array(json(
+        json_remove(json_set(value, '$.password', ''), '$.linuxUserConfiguration.sshPrivateKey')
+    ))
+    FROM json_each(pools.spec, '$.userAccounts')
+))) WHERE json_type(spec, '$.userAccounts') = 'array';
+
+UPDATE pools SET spec = json_set(
+    spec, '$.virtualMachineConfiguration.containerConfiguration.containerRegistries', json((
+        SELECT json_group_array(json(json_remove(value, '$.password')))
+        FROM json_each(pools.spec, '$.virtualMachineConfiguration.containerConfiguration.containerRegistries')
+    ))
+) WHERE json_type(spec, '$.virtualMachineConfiguration.containerConfiguration.containerRegistries') = 'array';
+"""
+"""Passwords and keys of pools that nothing uses: `rules.pool_secrets` keeps them out from here on."""
+
 _NODES = """
 CREATE TABLE start_tasks (
     node_num INTEGER PRIMARY KEY REFERENCES nodes (num) ON DELETE CASCADE,
@@ -281,7 +298,7 @@ ALTER TABLE nodes ADD COLUMN command_sent INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN disabled_by TEXT;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NODES)
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

@@ -1,4 +1,8 @@
-"""Files of tasks and nodes, read from the agents' file servers (spec/rest.md §2.5, §3.11, §5.2)."""
+"""Files of tasks and nodes, read from the agents' file servers (spec/rest.md §2.5, §3.11, §5.2).
+
+A path or name here is text as `os.fsdecode` makes it: bytes that are not UTF-8 are surrogates, which never leave the
+service as such. Where the node cannot be asked any more, the ends of a task's logs come from the store.
+"""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -18,15 +22,20 @@ from nodeagent.service.lifecycle.tasks import require as require_task
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.dispatch import common_headers
 from nodeagent.service.rest.handlers.find import find_node
+from nodeagent.service.rest.kept_logs import KEPT_HEADER, kept_as, log_entry, log_headers, part_of
 from nodeagent.service.rest.node_files import FileServerAddress
 from nodeagent.service.rest.odata.request import filter_name_prefix
 from nodeagent.service.rest.paging import decode_token, next_link
 from nodeagent.service.rest.reply import Reply
-from nodeagent.service.store import nodes
+from nodeagent.service.store import nodes, task_logs
 from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.task_logs import LogRow
+from nodeagent.service.store.tasks import TaskRow
 
 _RANGE = re.compile(r"bytes=\d+-\d*", re.ASCII)
 _PASSED_ON = ("Content-Type", "Last-Modified", "ocp-batch-file-mode", "ocp-creation-time")
+_GONE = frozenset({"NodeNotReady", "TaskFilesCleanedup", "TaskFilesUnavailable"})
+"""Refusals that say that files cannot be had, not that they do not exist."""
 _CHUNK_BYTES = 256 * 1024
 _log = structlog.get_logger()
 
@@ -35,11 +44,24 @@ _log = structlog.get_logger()
 class FileBase:
     """The directory that paths of a request are relative to, and where it is served."""
 
-    server: FileServerAddress
+    server: FileServerAddress | None
+    """None for a node that has left the pool."""
     root: str
     """Relative to the node's root; empty for that itself."""
-    task: "TaskState | None"
+    task: TaskRow | None
     url_of: Callable[[str], str]
+
+    @property
+    def address(self) -> FileServerAddress:
+        """Where to ask. Raises BatchError TaskFilesUnavailable."""
+        if self.server is None:
+            raise refusal("TaskFilesUnavailable", ("Reason", "The node that the task ran on has left the pool."))
+        return self.server
+
+    @property
+    def completed(self) -> bool:
+        """Whether these are the files of a task that has completed."""
+        return self.task is not None and self.task.state is TaskState.COMPLETED
 
     def node_path(self, path: str) -> str:
         """Return a path of the request relative to the node's root."""
@@ -58,12 +80,10 @@ async def task_base(call: Call) -> FileBase:
         if task.node is None or task.state is TaskState.ACTIVE:
             raise refusal("OperationInvalidForCurrentState", ("Reason", "The task has not been started."))
         node = nodes.by_num(tx, task.node.num)
-        if node is None:
-            raise refusal("TaskFilesUnavailable", ("Reason", "The node that the task ran on has left the pool."))
         return FileBase(
-            FileServerAddress(node.file_server.url, node.file_server.token),
+            None if node is None else FileServerAddress(node.file_server.url, node.file_server.token),
             task.node.task_root_directory,
-            task.state,
+            task,
             lambda path: call.links.task_file(job.id, task.id, path),
         )
 
@@ -83,18 +103,21 @@ async def node_base(call: Call) -> FileBase:
 
 
 async def _list(call: Call, locate: Locate, list_url: str) -> Reply:
-    prefix, after, limit = filter_name_prefix(call.query), decode_token(call.query), call.query.max_results
+    prefix, limit = filter_name_prefix(call.query), call.query.max_results
+    after = decode_token(call.query, paths=True)
+    recursive = call.query.flag("recursive")
     base = await locate(call)
     try:
-        entries = await call.context.node_files.entries(base.server, base.root, recursive=call.query.flag("recursive"))
+        entries = await _entries(call, base, recursive=recursive)
     except BatchError as error:
-        if error.code == "FileNotFound" and base.task is TaskState.COMPLETED:
-            raise refusal("TaskFilesCleanedup") from error
-        if error.code == "FileNotFound" and base.task is not None:
-            raise refusal("OperationInvalidForCurrentState", ("Reason", "The task has no directory yet.")) from error
-        raise
+        logs = await _kept_logs(call, base, error)
+        if not logs:
+            raise
+        entries = [log_entry(log) for log in logs]
     wanted = [
-        entry for entry in entries if entry["name"].startswith(prefix) and (after is None or entry["name"] > after)
+        entry
+        for entry in sorted(entries, key=lambda entry: str(entry["name"]))  # the order that the token is compared in
+        if shown_name(entry["name"]).startswith(prefix) and (after is None or entry["name"] > after)
     ]
     body: dict[str, Any] = {
         "odata.metadata": call.links.metadata("files"),
@@ -105,24 +128,70 @@ async def _list(call: Call, locate: Locate, list_url: str) -> Reply:
     return Reply(200, body)
 
 
+async def _entries(call: Call, base: FileBase, *, recursive: bool) -> list[dict[str, Any]]:
+    try:
+        return await call.context.node_files.entries(base.address, base.root, recursive=recursive)
+    except BatchError as error:
+        if error.code == "FileNotFound" and base.completed:
+            raise refusal("TaskFilesCleanedup") from error
+        if error.code == "FileNotFound" and base.task is not None:
+            raise refusal("OperationInvalidForCurrentState", ("Reason", "The task has no directory yet.")) from error
+        raise
+
+
+async def _kept_logs(call: Call, base: FileBase, error: BatchError) -> list[LogRow]:
+    """Return the logs that stand in for files which cannot be had, for the reason that `error` tells."""
+    task = base.task
+    if task is None or error.code not in _GONE:
+        return []
+    return await call.database.read(lambda tx: task_logs.of_task(tx, task.num))
+
+
+def shown_name(name: str) -> str:
+    """Return a name as text: bytes that are no UTF-8 become U+FFFD, and only the entry's `url` opens the file."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _entry_shape(base: FileBase, entry: Mapping[str, Any]) -> dict[str, Any]:
-    shape = {"name": entry["name"], "url": base.url_of(entry["name"]), "isDirectory": entry["isDirectory"]}
+    name = entry["name"]
+    shape = {"name": shown_name(name), "url": base.url_of(name), "isDirectory": entry["isDirectory"]}
     if not entry["isDirectory"]:
         shape["properties"] = {
             "lastModified": entry["lastModified"],
             "contentLength": str(entry["contentLength"]),
             "contentType": entry["contentType"],
-            "fileMode": entry["fileMode"],
         }
+        if "fileMode" in entry:
+            shape["properties"]["fileMode"] = entry["fileMode"]
     return shape
 
 
 async def _read(call: Call, locate: Locate) -> web.StreamResponse:
     path, byte_range = _path(call), _range(call)
     base = await locate(call)
+    try:
+        return await _stream(call, base, path, byte_range)
+    except BatchError as error:
+        return await _from_kept_log(call, base, path, byte_range, error)
+
+
+async def _from_kept_log(
+    call: Call, base: FileBase, path: str, byte_range: str | None, error: BatchError
+) -> web.Response:
+    """Answer with a log that the service keeps. Raises `error` where there is none of this path."""
+    log = next((log for log in await _kept_logs(call, base, error) if log.name == path), None)
+    if log is None:
+        raise error
+    headers = log_headers(log)
+    _check_dates(call, headers)
+    body = part_of(log.content, byte_range)
+    return web.Response(body=body, headers=_headers(call, base, path, headers) | {KEPT_HEADER: kept_as(log)})
+
+
+async def _stream(call: Call, base: FileBase, path: str, byte_range: str | None) -> web.StreamResponse:
     async with (
         _known_cleanup(call, base),
-        call.context.node_files.open(base.server, base.node_path(path), byte_range) as upstream,
+        call.context.node_files.open(base.address, base.node_path(path), byte_range) as upstream,
     ):
         _check_dates(call, upstream.headers)
         response = web.StreamResponse(headers=_headers(call, base, path, upstream.headers))
@@ -144,8 +213,11 @@ async def _read(call: Call, locate: Locate) -> web.StreamResponse:
 async def _describe(call: Call, locate: Locate) -> web.StreamResponse:
     path = _path(call)
     base = await locate(call)
-    async with _known_cleanup(call, base):
-        found = await call.context.node_files.properties(base.server, base.node_path(path))
+    try:
+        async with _known_cleanup(call, base):
+            found = await call.context.node_files.properties(base.address, base.node_path(path))
+    except BatchError as error:
+        return await _from_kept_log(call, base, path, None, error)
     _check_dates(call, found)
     headers = _headers(call, base, path, found)
     headers["Content-Length"] = found.get("Content-Length", "0")
@@ -155,7 +227,7 @@ async def _describe(call: Call, locate: Locate) -> web.StreamResponse:
 async def _delete(call: Call, locate: Locate) -> Reply:
     path = _path(call)
     base = await locate(call)
-    await call.context.node_files.delete(base.server, base.node_path(path), recursive=call.query.flag("recursive"))
+    await call.context.node_files.delete(base.address, base.node_path(path), recursive=call.query.flag("recursive"))
     return Reply(200)
 
 
@@ -165,10 +237,10 @@ async def _known_cleanup(call: Call, base: FileBase) -> AsyncIterator[None]:
     try:
         yield
     except BatchError as error:
-        if error.code != "FileNotFound" or base.task is not TaskState.COMPLETED:
+        if error.code != "FileNotFound" or not base.completed:
             raise
         try:
-            await call.context.node_files.properties(base.server, base.root)
+            await call.context.node_files.properties(base.address, base.root)
         except BatchError as gone:
             if gone.code == "FileNotFound":
                 raise refusal("TaskFilesCleanedup") from gone

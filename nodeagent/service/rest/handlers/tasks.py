@@ -90,7 +90,7 @@ async def add_task(call: Call) -> Reply:
     job_id, spec, now = call.variables["job_id"], _task(call, json_object(call.body)), call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.add_task(tx, job_id, spec, now))
     count = len(sas_warnings(row, now))
-    headers = {WARNINGS_HEADER: str(count)} if count else {}
+    headers = {WARNINGS_HEADER: str(count)} if count else None
     return created(call.links.task(job_id, row.id), row.modified, headers)
 
 
