@@ -12,12 +12,15 @@ from urllib.parse import SplitResult, urlsplit
 
 from nodeagent.model.files import OutputFile, ResourceFile, UploadHeader
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
+from nodeagent.model.pool import StartTask
 from nodeagent.model.task import TaskCreate
 from nodeagent.model.values import NodeIdentityReference
 from nodeagent.rules.resource_paths import checked, file_mode
 
-AnyTask: TypeAlias = TaskCreate | JobManagerTask | JobPreparationTask | JobReleaseTask
+AnyTask: TypeAlias = TaskCreate | JobManagerTask | JobPreparationTask | JobReleaseTask | StartTask
 
+MAX_START_TASK_CHARACTERS = 32768
+"""Of a start task as a whole, files and environment included (spec/node.md §18)."""
 AUTO_STORAGE_NEEDED = "needs the settings auto_storage_url and auto_storage_key of the service"
 
 _CONTAINER = re.compile(r"\$root|\$web|\$logs|(?=.{3,63}$)[a-z0-9](-?[a-z0-9])*", re.ASCII)
@@ -55,6 +58,13 @@ def job_file_faults(job: JobCreate, *, auto_storage: bool) -> Iterator[FileFault
     for name, task in special.items():
         if task is not None:
             yield from _prefixed(name, task_file_faults(task, auto_storage=auto_storage))
+
+
+def start_task_faults(task: StartTask, *, auto_storage: bool) -> Iterator[FileFault]:
+    """Yield what is wrong with the files of a pool's start task, and with its size as a whole."""
+    yield from _prefixed("startTask", task_file_faults(task, auto_storage=auto_storage))
+    if len(task.to_json()) > MAX_START_TASK_CHARACTERS:
+        yield FileFault("startTask", f"must not be longer than {MAX_START_TASK_CHARACTERS} characters as JSON")
 
 
 def _prefixed(prefix: str, faults: Iterator[FileFault]) -> Iterator[FileFault]:

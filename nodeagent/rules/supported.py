@@ -29,7 +29,6 @@ _TASK: dict[str, Check] = _ANY_TASK | {
 }
 _POOL: dict[str, Check] = {
     "enableAutoScale": bool,
-    "startTask": _present,
     "mountConfiguration": _present,
     "enableInterNodeCommunication": bool,
 }
@@ -85,4 +84,4 @@ def unsupported_pool(pool: PoolCreate) -> list[str]:
 
 def unsupported_start_task(task: StartTask) -> list[str]:
     """Return the JSON paths of a start task's properties that this version refuses."""
-    return _refused(task, _ANY_TASK | {"resourceFiles": _present}, "")
+    return _refused(task, _ANY_TASK, "startTask.")

@@ -111,8 +111,8 @@ class FakeNode:
     ended: dict[str, tuple[Report, ...]] = field(default_factory=dict)
     seen: list[NodeMessage] = field(default_factory=list)
 
-    def register(self) -> None:
-        """Register as an agent does at its start."""
+    def register(self, **more: object) -> None:
+        """Register as an agent does at its start; `more` are properties of the call that this node sets otherwise."""
         call = Register(
             node_id=self.id,
             epoch=self.epoch,
@@ -129,7 +129,7 @@ class FakeNode:
             file_server=FileServer(url="http://127.0.0.1:1", token="t"),
             cursor=self.cursor,
             live_attempts=tuple(self.live),
-        )
+        ).model_copy(update=more)
         for unknown in self.store.do(lambda tx: nodes.register(tx, call, self.store.now)):
             del self.live[unknown]
 
@@ -171,6 +171,15 @@ class FakeNode:
             case EndJobSession() | RemoveFiles():
                 pass
 
+    def begin_anew(self, **more: object) -> None:
+        """Be rebooted: nothing runs any more, and another life of the agent registers."""
+        self.epoch += 1
+        self.boot += 1
+        for attempt in list(self.live.values()):
+            self.prepared.pop(attempt.assignment.attempt_id, None)
+        self.live.clear()
+        self.register(**more)
+
     def waits(self, attempt: Running) -> bool:
         """Tell whether an attempt waits for its preparation."""
         gate = attempt.assignment.preparation
@@ -200,8 +209,14 @@ class FakeNode:
 
     def send(self, report: Report) -> ReportStatus:
         """Send one report; return what was done with it."""
-        num = self.row.num
-        return self.store.do(lambda tx: apply_report(tx, num, report, self.store.now)).status
+        node = self.row
+
+        def apply(tx: Transaction) -> ReportStatus:
+            status = apply_report(tx, node.num, report, self.store.now).status
+            nodes.advance(tx, node, self.store.now)
+            return status
+
+        return self.store.do(apply)
 
     def run(self, attempt: Running) -> None:
         """Let an attempt start: or give it back where its preparation has failed."""

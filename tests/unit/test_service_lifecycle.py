@@ -552,7 +552,7 @@ def test_deleting_a_pool_requeues_its_tasks_and_lets_its_nodes_go(world: World) 
     world.verb(pools.delete_pool, POOL)
     node.fetch()
     node.finish(attempt)
-    world.store.do(lambda tx: pools.advance(tx, POOL))
+    world.store.do(lambda tx: pools.advance(tx, POOL, world.store.now))
     with pytest.raises(BatchError, match="PoolNotFound"):
         world.store.do(lambda tx: ignore(pools.require(tx, POOL)))
     task = world.task("a")

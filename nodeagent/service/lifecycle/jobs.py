@@ -15,7 +15,7 @@ from nodeagent.service.store.attempts import TASK_KINDS
 from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.jobs import JobRow
-from nodeagent.service.store.nodes import REACHABLE
+from nodeagent.service.store.nodes import EXPECTED
 
 USER_TERMINATE = "UserTerminate"
 ALL_TASKS_COMPLETE = "AllTasksComplete"
@@ -252,7 +252,7 @@ def _begin_release(tx: Transaction, job: JobRow, now: datetime) -> None:
     for row in job_nodes.of_job(tx, job.num):
         node = nodes.by_num(tx, row.node_num)
         prepared = row.preparation is not None and row.preparation.state is NodeTaskState.COMPLETED
-        if prepared and row.had_task and node is not None and node.state in REACHABLE:
+        if prepared and row.had_task and node is not None and node.state in EXPECTED:
             dispatch.assign_release(tx, job, row, now)
 
 

@@ -104,8 +104,10 @@ def advance(tx: Transaction, pool_id: str, now: datetime) -> None:
     for node in nodes.of_pool(tx, pool.num):
         if not deleting and node.state is not NodeState.LEAVING_POOL:
             continue
-        if not _let_go(tx, node, now):
+        if not _let_go(tx, node):
             remaining += 1
+        elif not deleting:
+            nodes.remember_removed(tx, node.instance_id, now)
     if remaining:
         return
     if deleting:
@@ -115,15 +117,13 @@ def advance(tx: Transaction, pool_id: str, now: datetime) -> None:
     tx.signal(SCHEDULE)
 
 
-def _let_go(tx: Transaction, node: NodeRow, now: datetime) -> bool:
+def _let_go(tx: Transaction, node: NodeRow) -> bool:
     """Forget a node if nothing runs there any more; tell whether it is gone."""
     held = attempts.open_on_node(tx, node.num)
     if any(attempt.live for attempt in held):
         return False
     for attempt in held:
         attempts.free_slots(tx, attempt.num)
-    if node.state is NodeState.LEAVING_POOL:
-        nodes.remember_removed(tx, node.instance_id, now)
     nodes.delete(tx, node.num)
     return True
 

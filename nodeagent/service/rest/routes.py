@@ -12,7 +12,7 @@ from nodeagent.service.app_keys import DATABASE, SETTINGS, TRANSFERS
 from nodeagent.service.rest.auth import Authenticator
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
-from nodeagent.service.rest.handlers import applications, files, jobs, pools, tasks
+from nodeagent.service.rest.handlers import applications, files, jobs, nodes, pools, tasks
 from nodeagent.service.rest.node_files import NodeFiles
 
 _POOL = "/pools/{pool_id}"
@@ -26,12 +26,12 @@ POOL_OPERATIONS = (
     Operation("GET", "/pools", "Pools_ListPools", pools.list_pools),
     Operation("HEAD", _POOL, "Pools_PoolExists", pools.pool_exists),
     Operation("GET", _POOL, "Pools_GetPool", pools.get_pool),
-    Operation("PATCH", _POOL, "Pools_UpdatePool"),
+    Operation("PATCH", _POOL, "Pools_UpdatePool", pools.patch_pool),
     Operation("DELETE", _POOL, "Pools_DeletePool", pools.delete_pool),
-    Operation("POST", f"{_POOL}/updateproperties", "Pools_ReplacePoolProperties"),
+    Operation("POST", f"{_POOL}/updateproperties", "Pools_ReplacePoolProperties", pools.replace_properties),
     Operation("POST", f"{_POOL}/resize", "Pools_ResizePool"),
     Operation("POST", f"{_POOL}/stopresize", "Pools_StopPoolResize"),
-    Operation("POST", f"{_POOL}/removenodes", "Pools_RemoveNodes"),
+    Operation("POST", f"{_POOL}/removenodes", "Pools_RemoveNodes", pools.remove_nodes),
     Operation("POST", f"{_POOL}/enableautoscale", "Pools_EnablePoolAutoScale"),
     Operation("POST", f"{_POOL}/disableautoscale", "Pools_DisablePoolAutoScale"),
     Operation("POST", f"{_POOL}/evaluateautoscale", "Pools_EvaluatePoolAutoScale"),
@@ -43,12 +43,12 @@ POOL_OPERATIONS = (
 )
 
 NODE_OPERATIONS = (
-    Operation("GET", f"{_POOL}/nodes", "Nodes_ListNodes", pools.list_nodes),
-    Operation("GET", _NODE, "Nodes_GetNode", pools.get_node),
-    Operation("POST", f"{_NODE}/reboot", "Nodes_RebootNode"),
-    Operation("POST", f"{_NODE}/reimage", "Nodes_ReimageNode"),
-    Operation("POST", f"{_NODE}/disablescheduling", "Nodes_DisableNodeScheduling"),
-    Operation("POST", f"{_NODE}/enablescheduling", "Nodes_EnableNodeScheduling"),
+    Operation("GET", f"{_POOL}/nodes", "Nodes_ListNodes", nodes.list_nodes),
+    Operation("GET", _NODE, "Nodes_GetNode", nodes.get_node),
+    Operation("POST", f"{_NODE}/reboot", "Nodes_RebootNode", nodes.reboot_node),
+    Operation("POST", f"{_NODE}/reimage", "Nodes_ReimageNode", nodes.reimage_node),
+    Operation("POST", f"{_NODE}/disablescheduling", "Nodes_DisableNodeScheduling", nodes.disable_scheduling),
+    Operation("POST", f"{_NODE}/enablescheduling", "Nodes_EnableNodeScheduling", nodes.enable_scheduling),
     Operation("POST", f"{_NODE}/users", "Nodes_CreateNodeUser"),
     Operation("PUT", f"{_NODE}/users/{{user_name}}", "Nodes_ReplaceNodeUser"),
     Operation("DELETE", f"{_NODE}/users/{{user_name}}", "Nodes_DeleteNodeUser"),

@@ -40,7 +40,15 @@ FROM nodes n JOIN pools p ON p.num = n.pool_num
 """
 
 REACHABLE = frozenset({NodeState.IDLE, NodeState.RUNNING, NodeState.OFFLINE})
-"""States in which the agent is there and takes messages."""
+"""States that the counters of a node's tasks and its scheduling state decide between."""
+EXPECTED = REACHABLE | {
+    NodeState.STARTING,
+    NodeState.WAITING_FOR_START_TASK,
+    NodeState.START_TASK_FAILED,
+    NodeState.REBOOTING,
+    NodeState.UNUSABLE,
+}
+"""States in which the agent takes messages, now or in a while, and the files of jobs are still there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,38 +1,32 @@
-"""Pools and their nodes (spec/rest.md §2.1, §2.2)."""
+"""Pools (spec/rest.md §2.1)."""
 
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import structlog
 
-from nodeagent.model.pool import PoolCreate
-from nodeagent.rules.supported import unsupported_pool
+from nodeagent.model.pool import NodesToRemove, PoolCreate, PoolPatch, PoolProperties, StartTask
+from nodeagent.rules.file_properties import start_task_faults
+from nodeagent.rules.supported import unsupported_pool, unsupported_start_task
+from nodeagent.service.lifecycle import node_verbs
 from nodeagent.service.lifecycle import pools as lifecycle
 from nodeagent.service.rest.call import Call
-from nodeagent.service.rest.handlers.find import find_node
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.reply import Reply, created
 from nodeagent.service.rest.shapes.pool import (
-    NODE_PROPERTIES,
     PROPERTIES,
     node_counts_shape,
-    node_shape,
     pool_shape,
 )
-from nodeagent.service.rest.validate import json_object, parse, refuse_unsupported
-from nodeagent.service.store import nodes, pools, tasks
+from nodeagent.service.rest.validate import json_object, parse, refuse_faults, refuse_unsupported
+from nodeagent.service.store import nodes, pools
 from nodeagent.service.store.columns import Column, ColumnType
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.pools import PoolRow
-from nodeagent.service.store.tasks import TaskRow
 
 _log = structlog.get_logger()
 
-NodeEntry: TypeAlias = tuple[NodeRow, list[tuple[str, TaskRow]]]
-"""A node, and (job id, task) of those whose state changed there last."""
-
 POOLS: Listing[PoolRow] = Listing("pools", PROPERTIES, pools.COLUMNS, lambda row: row.id)
-NODES: Listing[NodeEntry] = Listing("nodes", NODE_PROPERTIES, nodes.COLUMNS, lambda entry: entry[0].id)
 NODE_COUNTS: Listing[tuple[PoolRow, list[NodeRow]]] = Listing(
     "poolnodecounts",
     frozenset({"poolId", "dedicated", "lowPriority"}),
@@ -47,6 +41,7 @@ async def add_pool(call: Call) -> Reply:
     ignored = refuse_unsupported(unsupported_pool(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", pool=spec.id, properties=ignored)
+    _check_start_task(call, spec.start_task)
     now = call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.create_pool(tx, spec, now))
     return created(call.links.pool(row.id), row.modified)
@@ -78,6 +73,59 @@ async def pool_exists(call: Call) -> Reply:
     return Reply(200, url=call.links.pool(row.id), modified=row.modified)
 
 
+async def patch_pool(call: Call) -> Reply:
+    """Replace the properties that the body names."""
+    patch = parse(PoolPatch, json_object(call.body))
+    _check_start_task(call, patch.start_task)
+    changes = {name: getattr(patch, name) for name in patch.model_fields_set if getattr(patch, name) is not None}
+    return await _change(call, 200, changes)
+
+
+async def replace_properties(call: Call) -> Reply:
+    """Replace start task, packages and metadata; a start task that is left out is removed."""
+    properties = parse(PoolProperties, json_object(call.body))
+    _check_start_task(call, properties.start_task)
+    return await _change(call, 204, {name: getattr(properties, name) for name in PoolProperties.model_fields})
+
+
+async def _change(call: Call, status: int, changes: Mapping[str, object]) -> Reply:
+    pool_id, now = call.variables["pool_id"], call.context.clock()
+
+    def change(tx: Transaction) -> PoolRow:
+        row = lifecycle.require(tx, pool_id)
+        call.condition.check(row.etag, row.modified)
+        return lifecycle.patch_pool(tx, pool_id, changes, now)
+
+    row = await call.database.write(change)
+    return Reply(status, url=call.links.pool(row.id), modified=row.modified)
+
+
+async def remove_nodes(call: Call) -> Reply:
+    """Take nodes out of a pool."""
+    body = parse(NodesToRemove, json_object(call.body))
+    option = node_verbs.option_of(body.node_deallocation_option)
+    pool_id, now = call.variables["pool_id"], call.context.clock()
+
+    def remove(tx: Transaction) -> PoolRow:
+        row = lifecycle.require(tx, pool_id)
+        call.condition.check(row.etag, row.modified)
+        node_verbs.remove_nodes(tx, pool_id, body.node_list, option, now + body.resize_timeout, now)
+        return lifecycle.require(tx, pool_id)
+
+    row = await call.database.write(remove)
+    return Reply(202, url=call.links.pool(row.id), modified=row.modified)
+
+
+def _check_start_task(call: Call, task: StartTask | None) -> None:
+    """Raise BatchError for what a start task may not have, or this version has not."""
+    if task is None:
+        return
+    ignored = refuse_unsupported(unsupported_start_task(task), loose=call.context.loose)
+    if ignored:
+        _log.warning("properties_ignored", task="startTask", properties=ignored)
+    refuse_faults(start_task_faults(task, auto_storage=call.context.auto_storage))
+
+
 async def delete_pool(call: Call) -> Reply:
     """Remove a pool with its nodes; running tasks go back into the queue."""
     pool_id, now = call.variables["pool_id"], call.context.clock()
@@ -100,28 +148,3 @@ async def list_node_counts(call: Call) -> Reply:
 
     url = f"{call.links.base}/nodecounts"
     return await NODE_COUNTS.reply(call, url, fetch, lambda entry: node_counts_shape(*entry))
-
-
-async def list_nodes(call: Call) -> Reply:
-    """List the nodes of a pool."""
-    pool_id = call.variables["pool_id"]
-
-    def fetch(tx: Transaction, page: Page) -> list[NodeEntry]:
-        lifecycle.require(tx, pool_id)
-        rows = nodes.page(tx, pool_id, after=page.after, limit=page.limit, where=page.where)
-        return [(row, tasks.recent_on_node(tx, row.num)) for row in rows]
-
-    url = f"{call.links.pool(pool_id)}/nodes"
-    return await NODES.reply(call, url, fetch, lambda entry: node_shape(call.links, *entry))
-
-
-async def get_node(call: Call) -> Reply:
-    """Show one node."""
-    pool_id, node_id = call.variables["pool_id"], call.variables["node_id"]
-
-    def find(tx: Transaction) -> NodeEntry:
-        row = find_node(tx, pool_id, node_id)
-        return row, tasks.recent_on_node(tx, row.num)
-
-    entry = await call.database.read(find)
-    return Reply(200, entity_reply(call, "nodes", node_shape(call.links, *entry), NODE_PROPERTIES))

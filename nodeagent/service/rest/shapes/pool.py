@@ -1,21 +1,18 @@
-"""Pools and nodes on the wire (spec/rest.md §3.9, §3.10)."""
+"""Pools on the wire, and their nodes counted (spec/rest.md §3.9)."""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from nodeagent.model.enums import NodeState
-from nodeagent.model.node import Node, NodeAgentInfo, RecentTask
 from nodeagent.model.pool import Pool
 from nodeagent.model.times import format_time
 from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.shapes.entity import property_names, without_secrets
 from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.pools import PoolRow
-from nodeagent.service.store.tasks import TaskRow
 
 PROPERTIES = property_names(Pool)
-NODE_PROPERTIES = property_names(Node)
 
 _COUNT_NAMES = {
     NodeState.START_TASK_FAILED: "startTaskFailed",
@@ -50,39 +47,6 @@ def pool_shape(links: Links, row: PoolRow) -> dict[str, Any]:
     if row.resize_errors:
         entity["resizeErrors"] = [error.to_wire() for error in row.resize_errors]
     return entity
-
-
-def node_shape(links: Links, row: NodeRow, recent: Iterable[tuple[str, TaskRow]]) -> dict[str, Any]:
-    """Return a node as "get a node" shows it; `recent` is pairs of job id and task, newest first."""
-    return Node(
-        id=row.id,
-        url=links.node(row.pool_id, row.id),
-        state=row.state,
-        scheduling_state=row.scheduling_state,
-        state_transition_time=row.state_time,
-        last_boot_time=row.booted,
-        allocation_time=row.allocated,
-        ip_address=row.ip_address,
-        affinity_id=row.affinity_id,
-        vm_size=row.vm_size.lower(),
-        total_tasks_run=row.total_tasks_run,
-        running_tasks_count=row.running_tasks,
-        running_task_slots_count=row.running_slots,
-        total_tasks_succeeded=row.total_tasks_succeeded,
-        recent_tasks=tuple(_recent_task(links, job_id, task) for job_id, task in recent),
-        errors=row.errors or None,
-        node_agent_info=NodeAgentInfo(version=row.agent_version, last_update_time=row.agent_updated),
-    ).to_wire()
-
-
-def _recent_task(links: Links, job_id: str, task: TaskRow) -> RecentTask:
-    return RecentTask(
-        task_url=links.task(job_id, task.id),
-        job_id=job_id,
-        task_id=task.id,
-        task_state=task.state,
-        execution_info=task.execution,
-    )
 
 
 def node_counts_shape(row: PoolRow, nodes: Iterable[NodeRow]) -> dict[str, Any]:
