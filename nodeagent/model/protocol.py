@@ -159,6 +159,8 @@ class Work(BatchModel):
     """Of user and job manager tasks; those of the pool are not repeated here."""
     wait_for_success: bool = True
     """Of a preparation or start task."""
+    authentication_token: str | None = Field(default=None, repr=False)
+    """AZ_BATCH_AUTHENTICATION_TOKEN. The service stores it empty, and fills it in on the way to the node."""
 
 
 class PreparationGate(BatchModel):

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
 from nodeagent.model.base import BatchModel
-from nodeagent.model.enums import AutoUserScope, ElevationLevel
+from nodeagent.model.enums import AccessScope, AutoUserScope, ElevationLevel
 
 BatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """An id: 1 to 64 letters, digits, hyphens, underscores; compared without case, kept as given (spec/node.md §18)."""
@@ -77,9 +77,9 @@ class AffinityInfo(BatchModel):
 
 
 class AuthenticationTokenSettings(BatchModel):
-    """What the task's own token opens; kept for clients that still send it."""
+    """What the task's own token opens: its job (spec/rest.md §6.4)."""
 
-    access: tuple[str, ...] = Field(default=())
+    access: tuple[AccessScope, ...] = ()
 
 
 DEFAULT_USER_IDENTITY = UserIdentity(auto_user=AutoUserSpecification())

@@ -112,6 +112,8 @@ def _service_variables(node: NodeFacts, assignment: Assignment) -> dict[str, str
     if assignment.attempt_kind is not AttemptKind.START:
         variables["AZ_BATCH_JOB_ID"] = assignment.job_id
         variables["AZ_BATCH_TASK_ID"] = assignment.task_id
+    if assignment.work.authentication_token is not None:
+        variables["AZ_BATCH_AUTHENTICATION_TOKEN"] = assignment.work.authentication_token
     if assignment.preparation is not None:
         variables |= _preparation_variables(layout, assignment.job_id, assignment.preparation)
     return variables

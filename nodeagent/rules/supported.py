@@ -23,7 +23,6 @@ _ANY_TASK: dict[str, Check] = {
     "containerSettings": _present,
 }
 _TASK: dict[str, Check] = _ANY_TASK | {
-    "authenticationTokenSettings": _present,
     "multiInstanceSettings": _present,
     "affinityInfo": _present,
 }

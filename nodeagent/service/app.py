@@ -22,6 +22,7 @@ from nodeagent.service.app_keys import (
     SETTINGS,
     SIGNALS,
     STOPPING,
+    TASK_TOKENS,
     TRANSFERS,
 )
 from nodeagent.service.auto_storage import AutoStorage
@@ -38,6 +39,7 @@ from nodeagent.service.signals import STOPPING_SIGNAL, Signals
 from nodeagent.service.state_dir import DATABASE_NAME, open_state_dir, read_node_key
 from nodeagent.service.store.database import Database, Hooks, Transaction
 from nodeagent.service.store.pools import PoolRow
+from nodeagent.service.task_tokens import TaskTokens, read_key
 from nodeagent.service.transfers import Transfers
 
 _BODY_LIMIT = 32 * 1024 * 1024
@@ -184,6 +186,7 @@ class Service:
         app[STOPPING] = self._stopping
         app[NODE_KEY] = self._node_key
         app[TRANSFERS] = Transfers()
+        app[TASK_TOKENS] = TaskTokens(read_key(self._folder))
         url, key = self.settings.auto_storage_url, self.settings.auto_storage_key
         if url is not None and key is not None:
             app[AUTO_STORAGE] = AutoStorage(url, key)

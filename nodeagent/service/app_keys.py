@@ -9,6 +9,7 @@ from nodeagent.service.packages import PackageFiles
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import Signals
 from nodeagent.service.store.database import Database
+from nodeagent.service.task_tokens import TaskTokens
 from nodeagent.service.transfers import Transfers
 
 DATABASE = web.AppKey("database", Database)
@@ -17,6 +18,7 @@ SIGNALS = web.AppKey("signals", Signals)
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service stops: whoever waits shall answer."""
 TRANSFERS = web.AppKey("transfers", Transfers)
+TASK_TOKENS = web.AppKey("task_tokens", TaskTokens)
 AUTO_STORAGE = web.AppKey("auto_storage", AutoStorage)
 """Only there if the settings name a storage account."""
 PACKAGES = web.AppKey("packages", PackageFiles)

@@ -48,6 +48,10 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     "NodeAlreadyInTargetSchedulingState": (409, "The node is already in the target scheduling state."),
     "OperationInvalidForCurrentState": (409, "The operation is not valid for the current state of the resource."),
     "OperationNotValidOnNode": (409, "The operation is not valid on the specified node."),
+    "InsufficientAccountPermissions": (
+        403,
+        "The account being accessed does not have sufficient permissions to execute this operation.",
+    ),
     "TaskDependenciesNotSpecifiedOnJob": (
         400,
         "The task has dependencies, but usesTaskDependencies is not set to true on the job.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from nodeagent.model.enums import AccessScope
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
 from nodeagent.model.pool import LinuxUserConfiguration, StartTask, UserAccount
 from nodeagent.model.protocol import NamedUser, Work, WorkConstraints
@@ -33,7 +34,13 @@ def of_task(job: JobCreate, task: TaskCreate) -> Work:
         container_settings=task.container_settings,
         resource_files=task.resource_files or (),
         output_files=task.output_files or (),
+        authentication_token="" if _has_token(task) else None,
     )
+
+
+def _has_token(task: TaskCreate) -> bool:
+    settings = task.authentication_token_settings
+    return settings is not None and AccessScope.JOB in settings.access
 
 
 def of_preparation(job: JobCreate, task: JobPreparationTask) -> Work:

@@ -24,7 +24,7 @@ from nodeagent.model.protocol import (
     Transition,
 )
 from nodeagent.model.times import utc_now
-from nodeagent.service.app_keys import AUTO_STORAGE, DATABASE, SETTINGS, SIGNALS, STOPPING, TRANSFERS
+from nodeagent.service.app_keys import AUTO_STORAGE, DATABASE, SETTINGS, SIGNALS, STOPPING, TASK_TOKENS, TRANSFERS
 from nodeagent.service.lifecycle import applications, nodes
 from nodeagent.service.lifecycle.nodes import NodeRefusedError
 from nodeagent.service.lifecycle.reports import apply_report
@@ -182,8 +182,9 @@ class _Queues:
         return node.num, found
 
     def _numbered(self, found: list[tuple[int, str]]) -> str:
-        """Return the JSON member of messages that are stored as JSON; auto storage becomes URLs on this way only."""
-        storage = self._app.get(AUTO_STORAGE)
+        """Return the JSON member of messages that are stored as JSON; secrets come in on this way only."""
+        tokens, storage = self._app[TASK_TOKENS], self._app.get(AUTO_STORAGE)
+        found = [(number, tokens.resolved(text)) for number, text in found]
         if storage is not None:
             now = utc_now()
             found = [(number, storage.resolved(text, now)) for number, text in found]

@@ -1,4 +1,4 @@
-"""Who may call: a SharedKey signature or a configured bearer token (spec/rest.md §6)."""
+"""Who calls: a SharedKey signature, a configured bearer token or the token of a task (spec/rest.md §6)."""
 
 import base64
 import binascii
@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from nodeagent.service.errors import BatchError
+from nodeagent.service.rest.authorization import ACCOUNT, Caller
 from nodeagent.service.rest.sharedkey import SignedRequest, is_signed
+from nodeagent.service.task_tokens import TaskTokens
 
 CLOCK_SKEW = timedelta(minutes=15)
 """A signed date may be this far from the service's clock, either way."""
@@ -25,17 +27,26 @@ def decode_key(key: str) -> bytes:
 class Authenticator:
     """Checks the `Authorization` header of requests to one account.
 
-    `bearer_token`, if given, is accepted as it stands; `clock` returns the present time.
+    `bearer_token`, if given, is accepted as it stands; `task_tokens` knows those of tasks; `clock` returns the
+    present time.
     """
 
-    def __init__(self, account: str, key: str, clock: Callable[[], datetime], bearer_token: str | None = None) -> None:
+    def __init__(
+        self,
+        account: str,
+        key: str,
+        clock: Callable[[], datetime],
+        bearer_token: str | None = None,
+        task_tokens: TaskTokens | None = None,
+    ) -> None:
         self._account = account
         self._key = decode_key(key)
         self._clock = clock
         self._bearer_token = bearer_token
+        self._task_tokens = task_tokens
 
-    def check(self, method: str, target: str, headers: Mapping[str, str]) -> None:
-        """Raise BatchError (403 `AuthenticationFailed`, 400 `InvalidAuthenticationInfo`) unless the caller may call.
+    def check(self, method: str, target: str, headers: Mapping[str, str]) -> Caller:
+        """Return who calls. Raises BatchError: 403 `AuthenticationFailed`, 400 `InvalidAuthenticationInfo`.
 
         `target` is the request line's target as it was sent; `headers` has lower-case names.
         """
@@ -45,8 +56,9 @@ class Authenticator:
         match scheme.lower():
             case "sharedkey":
                 self._check_shared_key(method, target, headers, credentials.strip())
+                return ACCOUNT
             case "bearer":
-                self._check_bearer(credentials.strip())
+                return self._bearer(credentials.strip())
             case _:
                 raise _malformed("The Authorization header must begin with 'SharedKey' or 'Bearer'.")
 
@@ -73,6 +85,13 @@ class Authenticator:
             sent = sent.replace(tzinfo=UTC)
         if abs(self._clock() - sent) > CLOCK_SKEW:
             raise _refused("The date of the request is more than 15 minutes from the clock of the service.")
+
+    def _bearer(self, token: str) -> Caller:
+        attempt_id = None if self._task_tokens is None else self._task_tokens.attempt_of(token)
+        if attempt_id is not None:
+            return Caller(attempt_id)
+        self._check_bearer(token)
+        return ACCOUNT
 
     def _check_bearer(self, token: str) -> None:
         if self._bearer_token is None:

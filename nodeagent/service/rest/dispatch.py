@@ -14,6 +14,7 @@ from aiohttp import web
 
 from nodeagent.model.times import http_date
 from nodeagent.service.errors import BatchError, refusal
+from nodeagent.service.rest.authorization import Caller, authorize_task, not_permitted
 from nodeagent.service.rest.call import Call, RestContext
 from nodeagent.service.rest.conditions import parse_condition
 from nodeagent.service.rest.error_body import error_body
@@ -54,9 +55,12 @@ class RestServer:
         """Answer a request to the Batch API."""
         return await answer(self._context, request, self._serve)
 
-    async def _serve(self, request: web.Request, request_id: str) -> Reply | web.StreamResponse:
+    async def _serve(self, request: web.Request, request_id: str, caller: Caller) -> Reply | web.StreamResponse:
         path, _, query_text = target(request).partition("?")
         operation, variables = self._router.find(request.method, path)
+        if caller.attempt_id is not None:
+            attempt_id = caller.attempt_id
+            await self._context.database.read(lambda tx: authorize_task(tx, attempt_id, variables))
         query = Query(query_text)
         _ = query.api_version
         if operation.handler is None:
@@ -81,8 +85,13 @@ def protected(
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """Wrap a handler that is no Batch operation: the same authentication, and refusals in the same form."""
 
+    async def serve(request: web.Request, _: str, caller: Caller) -> web.StreamResponse:
+        if caller.is_task:
+            raise not_permitted()
+        return await handler(request)
+
     async def guarded(request: web.Request) -> web.StreamResponse:
-        return await answer(request.app[REST_CONTEXT], request, lambda inner, _: handler(inner))
+        return await answer(request.app[REST_CONTEXT], request, serve)
 
     return guarded
 
@@ -90,13 +99,13 @@ def protected(
 async def answer(
     context: RestContext,
     request: web.Request,
-    serve: Callable[[web.Request, str], Awaitable[Reply | web.StreamResponse]],
+    serve: Callable[[web.Request, str, Caller], Awaitable[Reply | web.StreamResponse]],
 ) -> web.StreamResponse:
     """Authenticate a request, serve it, and shape the reply or the refusal."""
     request_id = str(uuid.uuid4())
     try:
-        context.authenticator.check(request.method, target(request), _lower(request))
-        reply = await serve(request, request_id)
+        caller = context.authenticator.check(request.method, target(request), _lower(request))
+        reply = await serve(request, request_id, caller)
     except BatchError as error:
         return _refusal(context, request, request_id, error)
     if isinstance(reply, web.StreamResponse):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from nodeagent.model.times import utc_now
-from nodeagent.service.app_keys import DATABASE, SETTINGS, TRANSFERS
+from nodeagent.service.app_keys import DATABASE, SETTINGS, TASK_TOKENS, TRANSFERS
 from nodeagent.service.rest.auth import Authenticator
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
@@ -143,6 +143,7 @@ def add_routes(app: web.Application) -> None:
             settings.key.get_secret_value(),
             utc_now,
             None if token is None else token.get_secret_value(),
+            app[TASK_TOKENS],
         ),
         node_files=NodeFiles(),
         clock=utc_now,
