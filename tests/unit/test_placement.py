@@ -1,13 +1,14 @@
 """Files are put in place by handles: whatever names and links say, nothing lands outside, and nothing by halves."""
 
 import asyncio
+import ctypes
 import errno
 import os
 import stat
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from nodeagent.transfer.base import Owner, Place, TransferFailedError
 from nodeagent.transfer.placement import put_in_place
 
+LIBC = ctypes.CDLL(None, use_errno=True)
 NASTY_BUT_LEGAL = (
     "plain.txt",
     "-rf",
@@ -210,24 +212,23 @@ async def test_a_name_is_a_file_or_a_directory_but_not_both(stage: Stage) -> Non
     assert (await failure(stage, "empty"))[0] == "ResourceFileCreateFailed"
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two names at once, as a task may do it: renameat2 with RENAME_EXCHANGE."""
+    at_cwd, flag = -100, 2
+    if LIBC.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), flag) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
 async def test_no_escape_while_the_task_swaps_directories_for_links(stage: Stage) -> None:
     """2000 placements against a thread that keeps exchanging the directory and a link to the outside."""
-    directory, spare = stage.place.directory / "d", stage.place.directory / "spare"
-    link = stage.place.directory / "link"
-    link.symlink_to(stage.outside)
+    directory, link = stage.place.directory / "d", stage.place.directory / "link"
     directory.mkdir()
+    link.symlink_to(stage.outside)
     ended = threading.Event()
-    swaps = 0
 
     def swap() -> None:
-        nonlocal swaps
         while not ended.is_set():
-            with suppress(OSError):
-                directory.rename(spare)
-                link.rename(directory)
-                directory.rename(link)
-                spare.rename(directory)
-                swaps += 1
+            exchange(directory, link)
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -237,15 +238,15 @@ async def test_no_escape_while_the_task_swaps_directories_for_links(stage: Stage
             try:
                 await put_in_place(stage.staged(b"mine"), stage.place, "d/victim", 0o777)
                 placed += 1
-            except TransferFailedError:
+            except TransferFailedError as error:
+                assert error.failure.code == "ResourceDirectoryCreateFailed"  # noqa: PT017 - some are placed
                 refused += 1
     finally:
         ended.set()
         thread.join()
     stage.assert_nothing_escaped()
-    assert swaps > 0
-    assert placed + refused == 2000
     assert placed > 0
+    assert refused > 0
 
 
 @contextmanager
