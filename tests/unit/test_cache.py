@@ -1,19 +1,22 @@
 """What many tasks ask for is downloaded once, and nobody gets what his own URL does not open now."""
 
 import asyncio
+import dataclasses
 import errno
 import os
 import shutil
 import sqlite3
 import stat
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from nodeagent.model.protocol import TransferPhase
-from nodeagent.transfer import cache_flight, cache_store
+from nodeagent.transfer import cache_flight, cache_store, copying
 from nodeagent.transfer.base import Download, Meter, Place, TransferFailedError
+from nodeagent.transfer.cache_index import stamp_of
 from nodeagent.transfer.fetch import DirectFetcher
 from tests.unit.cache_world import Web, World, sas, world
 
@@ -334,7 +337,10 @@ async def test_a_cached_file_that_was_touched_is_downloaded_again(tmp_path: Path
             shutil.copy2(file, tmp_path / "copy")
             (tmp_path / "copy").rename(file)
 
-        for number, touch in enumerate((append, overwrite, link, replace, Path.unlink)):
+        def remove(file: Path) -> None:
+            file.unlink()
+
+        for number, touch in enumerate((append, overwrite, link, replace, remove)):
             assert await there.bring(URL, f"before{number}") == CONTENT
             there.web.fetched.clear()
             touch(there.entries[0])
@@ -352,9 +358,9 @@ async def test_content_is_compared_where_asked(tmp_path: Path, monkeypatch: pyte
         file = there.entries[0]
         with file.open("r+b") as opened:
             opened.write(b"rotten")
-        stamp = cache_store.stamp_of(file.stat())
+        stamp = stamp_of(file.stat())
         entry = next(iter(there.cache._store._entries.values()))
-        entry.record = cache_store.replace(entry.record, stamp=stamp)
+        entry.record = dataclasses.replace(entry.record, stamp=stamp)
         assert await there.bring(URL, "after") == CONTENT
         assert len(there.web.fetched) == 2
         there.assert_tidy()
@@ -491,22 +497,22 @@ async def test_a_file_that_cannot_be_read_is_no_reason_to_fail(tmp_path: Path, m
 
 async def test_a_cancelled_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread stops at its next look, and its file goes."""
-    copying = asyncio.Event()
+    begun = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = cache_store.copy
+    real = copying.copy
     async with world(tmp_path) as there:
         there.web.files[URL] = (CONTENT, '"1"')
         await there.bring(URL, "a")
 
-        def slow(source: int, target: int, abandoned: cache_store.Event) -> None:
-            loop.call_soon_threadsafe(copying.set)
+        def slow(source: int, target: int, abandoned: threading.Event) -> None:
+            loop.call_soon_threadsafe(begun.set)
             assert abandoned.wait(10)
             real(source, target, abandoned)
 
         monkeypatch.setattr(cache_store, "copy", slow)
         monkeypatch.setattr(cache_store, "clone", lambda *_: False)
         task = there.begin(URL, "b")
-        await copying.wait()
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
