@@ -28,11 +28,12 @@ from nodeagent.agent.disk_usage import free_bytes
 from nodeagent.agent.disk_watch import DiskRules, DiskWatch
 from nodeagent.agent.errors import AgentError, LimitsUnavailableError, UnwritableError
 from nodeagent.agent.file_server import FileServer
-from nodeagent.agent.heartbeat import beat
+from nodeagent.agent.heartbeat import beat, beat_once
 from nodeagent.agent.identity import Identity, StateDirectory
 from nodeagent.agent.introduction import Introduction
 from nodeagent.agent.janitor import Janitor
 from nodeagent.agent.job_sessions import JobSessions
+from nodeagent.agent.joining import Joining
 from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
@@ -41,6 +42,7 @@ from nodeagent.agent.retention import Retention
 from nodeagent.agent.service_client import ServiceClient
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.agent.tools import Tools
+from nodeagent.agent.transfers import Transfers, opened_transfers
 from nodeagent.boundary import probe
 from nodeagent.boundary.base import BoundaryError
 from nodeagent.boundary.limits import LimitedBoundaries
@@ -148,6 +150,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         _opened_runtime(settings, state, attempts, given) as (runtime, boundaries),
         files.serving() as address,
         client.connected(),
+        opened_transfers(settings, layout, database, key) as transfers,
         asyncio.TaskGroup() as tasks,
     ):
         stored = await database.write(recovery.load)
@@ -163,11 +166,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         )
         sessions = JobSessions(database, boundaries, attempts)
         removals = Removals(database, attempts, directories, state.attempts, tasks)
-        rules = DiskRules.of(settings)
-        janitor = Janitor(
-            DiskRules.cleanup_of(settings), rules.cache_cleanup_of(settings), layout.root, database, removals
-        )
-        disk = DiskWatch(rules, ballast, database, attempts, layout.root, removals.empty_bin, janitor)
+        disk = _disk_watch(settings, layout, ballast, database, attempts, removals, transfers)
         database.when_full = partial(asyncio.get_running_loop().call_soon_threadsafe, disk.met_full)
         await disk.begin()
         tools = Tools(
@@ -182,6 +181,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             tasks=tasks,
             node=lambda: introduction.facts,
             disk=disk,
+            transfers=transfers,
             records=state.attempts,
             grace_seconds=settings.grace_seconds,
             durability=settings.durability,
@@ -202,11 +202,22 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
                 cursor=assignments.cursor,
                 live_attempts=attempts.ids(),
                 host=host,
+                errors=transfers.packages.errors,
             )
+
+        async def work() -> None:
+            await Joining(transfers.packages, transfers.pool_ready).run(
+                stored.registered,
+                registration,
+                lambda: introduction.registered,
+                lambda: beat_once(membership, heartbeat, layout.root),
+            )
+            await assignments.run(membership, identity.node_id, identity.epoch, settings.poll_seconds)
 
         registration = tasks.create_task(membership.register())
         tasks.create_task(reporter.run(membership))
-        tasks.create_task(assignments.run(membership, identity.node_id, identity.epoch, settings.poll_seconds))
+        tasks.create_task(work())
+        tasks.create_task(transfers.progress.run(client.call, identity.node_id, identity.epoch))
         tasks.create_task(
             beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned)
         )
@@ -216,6 +227,21 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         await stop.wait()
         sd_notify.notify("STOPPING=1")
         raise _StopAsked
+
+
+def _disk_watch(
+    settings: AgentSettings,
+    layout: NodeLayout,
+    ballast: Ballast,
+    database: Database,
+    attempts: Attempts,
+    removals: Removals,
+    transfers: Transfers,
+) -> DiskWatch:
+    rules = DiskRules.of(settings)
+    when, when_cache = DiskRules.cleanup_of(settings), rules.cache_cleanup_of(settings)
+    janitor = Janitor(when, when_cache, layout.root, database, removals, transfers.cache)
+    return DiskWatch(rules, ballast, database, attempts, layout.root, removals.empty_bin, janitor)
 
 
 def _head(identity: Identity, cursor: int) -> str:

@@ -21,6 +21,7 @@ from nodeagent.agent.database import Database
 from nodeagent.agent.disk_usage import free_bytes, take_away, used_bytes
 from nodeagent.agent.janitor import Janitor
 from nodeagent.agent.settings import AgentSettings
+from nodeagent.agent.waiting import either
 from nodeagent.model.protocol import StopReason
 from nodeagent.rules.attempt_events import Ended, StopRequested
 from nodeagent.rules.disk import Cleanup, Level, Thresholds, culprit, level, over_budget
@@ -121,14 +122,7 @@ class DiskWatch:
 
     async def room(self, given_up: asyncio.Event) -> None:
         """Wait until tasks may begin, or until nobody wants this one to any more."""
-        if self._room.is_set():
-            return
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._room, given_up)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await either(self._room, given_up)
 
     async def begin(self) -> None:
         """Make the ballast, and look once, before anything is launched."""

@@ -27,6 +27,7 @@ from nodeagent.rules.failures import command_refused, directory_failure
 from nodeagent.runtime import base as runtime_base
 from nodeagent.runtime.base import LaunchError, LaunchUnknown, RuntimeFailure
 from nodeagent.shim import records
+from nodeagent.transfer.base import TransferFailedError
 
 if TYPE_CHECKING:
     from nodeagent.agent.attempt_runner import AttemptRunner
@@ -139,6 +140,8 @@ class Execution:
                 return attempt_events.PreProcessingFailed(command_refused(str(error)))
             except AccountError as error:
                 return attempt_events.PreProcessingFailed(command_refused(str(error), ("Step", "user")))
+            except TransferFailedError as error:  # a package that was here, and has gone since
+                return attempt_events.PreProcessingFailed(error.failure)
             except BoundaryError as error:
                 return attempt_events.Lost(f"the node could not contain it: {error}")
             except OSError as error:
@@ -152,7 +155,7 @@ class Execution:
         return attempt_events.Ended(at=self._tools.now(), stop_reason=self._runner.attempt.stop_reason, sweep=Sweep())
 
     async def _write_spec(self) -> None:
-        """Raises OSError, AccountError, CommandLineError, EnvironmentLoopError, BoundaryError."""
+        """Raises OSError, AccountError, TransferFailedError, CommandLineError, EnvironmentLoopError, BoundaryError."""
         tools, runner = self._tools, self._runner
         actor = await self._directories.hold()
         self._contained = await self._boundary()
@@ -167,6 +170,7 @@ class Execution:
             grace_seconds=tools.grace_seconds,
             durability=tools.durability,
             limits=tools.limits,
+            packages=await self._transfers.package_variables(),
         )
         await self._directories.make()
         records.write(self._directories.records, spec, durable=tools.durability == "power")

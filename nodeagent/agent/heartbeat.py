@@ -23,6 +23,12 @@ def host_statistics(root: Path) -> HostStatistics:
     )
 
 
+async def beat_once(membership: Membership, body: Callable[[HostStatistics], Heartbeat], root: Path) -> HeartbeatAnswer:
+    """Send one heartbeat, until it is answered."""
+    host = await asyncio.to_thread(host_statistics, root)
+    return await membership.insist("heartbeat", lambda: body(host).to_json(), HeartbeatAnswer)
+
+
 async def beat(
     membership: Membership,
     body: Callable[[HostStatistics], Heartbeat],
@@ -32,8 +38,7 @@ async def beat(
 ) -> None:
     """Send a heartbeat every so many seconds, for ever."""
     while True:
-        host = await asyncio.to_thread(host_statistics, root)
-        answer = await membership.insist("heartbeat", lambda: body(host).to_json(), HeartbeatAnswer)  # noqa: B023 - fresh each try
+        answer = await beat_once(membership, body, root)
         if answer.unknown_attempts:
             disowned(answer.unknown_attempts)
         if answer.register_again:

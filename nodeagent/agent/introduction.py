@@ -89,6 +89,13 @@ class Introduction:
         return self._facts
 
     @property
+    def registered(self) -> Registered:
+        """The last answer of the service, which may have been given to a former life."""
+        if self._registered is None:
+            raise RuntimeError("the node was never registered")
+        return self._registered
+
+    @property
     def heartbeat_seconds(self) -> float:
         """How often the service wants a heartbeat."""
         return DEFAULT_HEARTBEAT_SECONDS if self._registered is None else self._registered.heartbeat_seconds

@@ -36,7 +36,13 @@ class Janitor:
     """The one who decides what goes when there is no room."""
 
     def __init__(
-        self, cleanup: Cleanup, cache_cleanup: Cleanup, root: Path, database: Database, removals: Removals
+        self,
+        cleanup: Cleanup,
+        cache_cleanup: Cleanup,
+        root: Path,
+        database: Database,
+        removals: Removals,
+        cache: Shrinks | None,
     ) -> None:
         """`cleanup`: when files of tasks go; `cache_cleanup`: when the cache goes, at the same time or earlier."""
         self._cleanup = cleanup
@@ -44,15 +50,14 @@ class Janitor:
         self._root = root
         self._database = database
         self._removals = removals
-        self.cache: Shrinks | None = None
-        """What is made smaller first, where there is one."""
+        self._cache = cache
         self._told = False
         """It has been said that nothing is left that could go."""
 
     @property
     def watches(self) -> bool:
         """Whether there is anything to do here, ever."""
-        return self._cleanup.wanted or (self.cache is not None and self._cache_cleanup.wanted)
+        return self._cleanup.wanted or (self._cache is not None and self._cache_cleanup.wanted)
 
     async def make_room(self) -> None:
         """Let things go until there is room, or nothing is left that may go."""
@@ -68,8 +73,8 @@ class Janitor:
 
     async def _shrink_cache(self) -> None:
         wanted = _LEAST_SHRINK_BYTES
-        while self.cache is not None and self._cache_cleanup.is_short(free := await self._free()):
-            freed = await self.cache.shrink(max(wanted, self._cache_cleanup.short_of_bytes(free)))
+        while self._cache is not None and self._cache_cleanup.is_short(free := await self._free()):
+            freed = await self._cache.shrink(max(wanted, self._cache_cleanup.short_of_bytes(free)))
             if not freed:
                 return
             log.info("cache made smaller for room", freed_bytes=freed, free_bytes=free.bytes, free_inodes=free.inodes)

@@ -1,6 +1,7 @@
 """From an assignment to spec.json: what the shim is told to run (spec/node.md §2, §3, §9; shim/records.py)."""
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -24,8 +25,9 @@ def launch_spec(  # noqa: PLR0913 - each is one independent property of the exec
     grace_seconds: float,
     durability: Literal["process", "power"],
     limits: TaskLimits,
+    packages: Mapping[str, str],
 ) -> Spec:
-    """Return the spec of the attempt's present execution.
+    """Return the spec of the attempt's present execution; `packages` has the variables of its packages.
 
     Raises CommandLineError, EnvironmentLoopError, and ValueError for what no kernel would take.
     """
@@ -33,7 +35,7 @@ def launch_spec(  # noqa: PLR0913 - each is one independent property of the exec
     return Spec(
         attempt_id=attempt.execution_id,
         argv=tuple(split(assignment.work.command_line)),
-        env=task_environment(node, assignment),
+        env=task_environment(node, assignment, packages),
         cwd=str(paths.wd),
         stdout=str(paths.stdout),
         stderr=str(paths.stderr),

@@ -22,6 +22,7 @@ from nodeagent.agent.settings import AgentSettings
 from nodeagent.model.protocol import (
     PREFIX,
     TERMINAL_TRANSITIONS,
+    ApplicationPackage,
     Assignment,
     AttemptKind,
     Heartbeat,
@@ -32,6 +33,8 @@ from nodeagent.model.protocol import (
     NumberedMessage,
     Poll,
     PreparationGate,
+    ProgressAnswer,
+    ProgressCall,
     ProtocolError,
     Register,
     Registered,
@@ -64,9 +67,13 @@ def task(  # noqa: PLR0913 - each is one independent property of an assignment
     gate: str | None = None,
     retry_count: int = 0,
     environment: Mapping[str, str] | None = None,
+    work: Mapping[str, object] | None = None,
     **constraints: object,
 ) -> Assignment:
-    """An assignment as a service makes it. `gate` is the preparation attempt that it waits for."""
+    """An assignment as a service makes it. `gate` is the preparation attempt that it waits for.
+
+    `work`: more of its `Work`, such as `resource_files`.
+    """
     names = {AttemptKind.JOB_PREPARATION: "jobpreparation", AttemptKind.JOB_RELEASE: "jobrelease"}
     preparation = None
     if gate is not None:
@@ -78,11 +85,14 @@ def task(  # noqa: PLR0913 - each is one independent property of an assignment
         job_id=job_id,
         task_id=task_id or names.get(kind, f"task-{attempt_id}"),
         retry_count=retry_count,
-        work=Work(
-            command_line=command_line,
-            environment_settings=tuple(EnvironmentSetting(name=name, value=value) for name, value in settings),
-            constraints=WorkConstraints.model_validate({"retention_time": timedelta(days=7)} | constraints),
-            user_identity=DEFAULT_USER_IDENTITY,
+        work=Work.model_validate(
+            {
+                "command_line": command_line,
+                "environment_settings": tuple(EnvironmentSetting(name=name, value=value) for name, value in settings),
+                "constraints": WorkConstraints.model_validate({"retention_time": timedelta(days=7)} | constraints),
+                "user_identity": DEFAULT_USER_IDENTITY,
+            }
+            | dict(work or {})
         ),
         preparation=preparation,
     )
@@ -116,6 +126,11 @@ class ScriptedService:
         """Reports that took effect, in the order in which they did."""
         self.received: list[Report] = []
         """Every report of every call, also repeated ones."""
+        self.progress: list[ProgressCall] = []
+        self.pool_packages: tuple[ApplicationPackage, ...] = ()
+        """What the next registration is answered with."""
+        self.packages: dict[str, bytes] = {}
+        """Zip files by their digest."""
         self.unknown: set[str] = set()
         """Attempts that this service does not know (any more)."""
         self.paused = False
@@ -157,8 +172,10 @@ class ScriptedService:
             ("assignments", self._assignments),
             ("reports", self._reports),
             ("heartbeat", self._heartbeat),
+            ("progress", self._progress),
         ):
             application.router.add_post(f"{PREFIX}/{name}", self._answering(name, handler))
+        application.router.add_get(f"{PREFIX}/packages/{{digest}}", self._package)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
@@ -276,6 +293,7 @@ class ScriptedService:
             heartbeat_seconds=self._heartbeat_seconds,
             lease_seconds=60,
             unknown_attempts=tuple(name for name in call.live_attempts if name in self.unknown),
+            pool_packages=self.pool_packages,
         )
 
     async def _assignments(self, body: bytes) -> Messages:
@@ -321,6 +339,16 @@ class ScriptedService:
         call = self._known(Heartbeat.from_json(body))
         self.heartbeats.append(call)
         return HeartbeatAnswer(unknown_attempts=tuple(name for name in call.live_attempts if name in self.unknown))
+
+    async def _progress(self, body: bytes) -> ProgressAnswer:
+        self.progress.append(self._known(ProgressCall.from_json(body)))
+        return ProgressAnswer()
+
+    async def _package(self, request: web.Request) -> web.Response:
+        content = self.packages.get(request.match_info["digest"])
+        if request.headers.get("Authorization") != f"Bearer {NODE_KEY}" or content is None:
+            return web.Response(status=404)
+        return web.Response(body=content, content_type="application/zip")
 
     def _known(self, call: Call) -> Call:
         if call.epoch < self._epoch[0]:

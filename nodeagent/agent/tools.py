@@ -15,6 +15,7 @@ from nodeagent.agent.disk_watch import DiskWatch
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.reporter import Reporter
+from nodeagent.agent.transfers import Transfers
 from nodeagent.boundary.limits import LimitedBoundaries
 from nodeagent.model.times import utc_now
 from nodeagent.rules.environment import NodeFacts
@@ -36,6 +37,7 @@ class Tools:
     tasks: asyncio.TaskGroup
     node: Callable[[], NodeFacts]
     disk: DiskWatch
+    transfers: Transfers
     records: Path
     """Where the records of executions lie: `state_dir/attempts`."""
     grace_seconds: float

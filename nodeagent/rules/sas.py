@@ -208,7 +208,8 @@ def _lacking(sas: _Sas, need: _Need) -> str | None:
 def _parse(url: str) -> _Sas | None:
     """Return the SAS of a URL; None if it has none, or only a query of another kind. Raises _MalformedError."""
     query = _query(url)
-    if not ("sig" in query and ({"sv", "se", "sp", "si"} & query.keys())) and not {"sv", "se", "sp"} <= query.keys():
+    signed = "sig" in query and not {"sr", "srt", "si"}.isdisjoint(query)
+    if not signed and not {"sv", "se", "sp"} <= query.keys():
         return None
     _check_signature(query.get("sig"))
     policy = "si" in query

@@ -67,14 +67,16 @@ class Tries:
     def failed_once(self, *, progress: bool) -> bool:
         """Count a try that failed and tell whether there is another one.
 
-        `progress`: it brought bytes that need not be fetched again; counting begins anew with this try.
+        `progress`: it brought bytes that need not be fetched again; then it does not count, and counting begins anew.
         """
-        self.failed = 1 if progress else self.failed + 1
+        self.failed = 0 if progress else self.failed + 1
         return self.failed < self.allowed
 
 
 def pause(failed: int, chance: float, retry_after: float | None = None) -> float:
-    """Return the seconds to wait after so many failed tries: exponential with full jitter.
+    """Return the seconds to wait after so many failed tries (0: after one that brought something).
+
+    Exponential with full jitter.
 
     `chance` is a random number from 0 to 1. What the server asks for (`retry_after`, seconds) comes on top, so that
     not all who were told the same come back at the same moment.

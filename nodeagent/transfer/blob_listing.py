@@ -41,6 +41,7 @@ CONNECT_SECONDS = 30.0
 TOKEN_SECONDS = 360
 """How long the SDK may keep a token: little more than the 5 minutes that it renews one before its end, because the
 identity's own tokens are kept elsewhere."""
+_NO_LISTING = "the storage's answer is not a whole listing"
 _DENIED_CODES = frozenset({"PublicAccessNotPermitted", "NoAuthenticationInformation", "AuthenticationFailed"})
 """StorageErrorCodes that mean "no access" whatever the status: storage answers 409 and 400 to some."""
 _TIMED_OUT_CODES = frozenset({"OperationTimedOut"})
@@ -171,6 +172,9 @@ async def _try_page(pages: Pages) -> tuple[ListedBlob, ...] | None:
         raise _of_answer(error) from None
     except (AzureError, aiohttp.ClientError, OSError) as error:
         raise _of_exception(error) from None
+    except (AttributeError, TypeError, ValueError):
+        # How the SDK meets XML that is no listing, or one that lacks what it expects in it (a proxy's page, say).
+        raise HttpTroubleError(Trouble.INCOMPLETE, _NO_LISTING) from None
     return tuple(
         [ListedBlob(str(blob.name), blob.size) async for blob in page if not is_folder(blob.name, blob.metadata or {})]
     )
@@ -180,7 +184,7 @@ def _of_answer(error: "HttpResponseError") -> HttpTroubleError:
     """Return what an answer means that is no page."""
     status = error.status_code
     if status is None or status == 200:
-        return HttpTroubleError(Trouble.INCOMPLETE, "the storage's answer is not a whole listing")
+        return HttpTroubleError(Trouble.INCOMPLETE, _NO_LISTING)
     headers = getattr(error.response, "headers", {})
     given = getattr(error, "error_code", None) or headers.get("x-ms-error-code")
     text = str(getattr(given, "value", given) or "")

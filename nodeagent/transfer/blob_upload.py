@@ -90,6 +90,7 @@ class FileUpload:
             if dict(error.trouble.evidence).get("StorageErrorCode") != _LOST_BLOCKS:
                 raise
             self._tally.retries += 1
+            self._meter.moved(-self._size)
             await self._in_blocks(frozenset())
 
     async def _in_blocks(self, there: frozenset[tuple[str, int]]) -> None:

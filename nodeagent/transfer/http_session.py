@@ -178,7 +178,7 @@ class Source:
         self.last = trouble
         again = tries.failed_once(progress=progress)
         if not (again and trouble.may_pass) or self._too_late(trouble.retry_after):
-            raise GivenUpError(trouble, tries.failed) from trouble
+            raise GivenUpError(trouble, max(1, tries.failed)) from trouble
         await asyncio.sleep(
             transfer_retry.pause(tries.failed, random.random(), trouble.retry_after)  # noqa: S311 - jitter
         )

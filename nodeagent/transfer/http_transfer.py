@@ -21,6 +21,8 @@ from nodeagent.transfer.http_session import READ_BYTES, Source
 from nodeagent.transfer.http_staging import StagedFile
 from nodeagent.transfer.http_trouble import HttpTroubleError
 
+_MOST_CHANGES = 2
+"""A file that changed so often while its ranges came is asked for as a whole."""
 _MOST_PIECES = 512
 """One call of the kernel takes 1024."""
 
@@ -66,6 +68,7 @@ class FileTransfer:
         self._settings = settings
         self._ranges = True
         """Whether it is worth asking for a range."""
+        self._changes = 0
 
     async def run(self, known: Validator | None) -> Validator | NotModified | None:
         """Return the version that has been brought, None where the server names none.
@@ -79,6 +82,11 @@ class FileTransfer:
                 return await self._from_start(known)
             except HttpTroubleError as trouble:
                 await self._source.pause(tries, trouble)
+                if trouble.kind is Trouble.CHANGED:
+                    # It may change all the time, or each of several servers has an ETag of its own: one answer is one
+                    # version in any case.
+                    self._changes += 1
+                    self._ranges = self._changes < _MOST_CHANGES
                 self._meter.moved(-await self._staged.emptied())
 
     async def _from_start(self, known: Validator | None) -> Validator | NotModified | None:

@@ -2,7 +2,8 @@
 
 The kernel keeps credentials per thread; glibc's functions change those of all, so the system calls are made directly.
 The thread gets the user's fsuid, fsgid and groups, and gives up every capability: what the user may not open, it may
-not open either, links and races included. It is used for nothing else and never gets its rights back.
+not open either, links and races included. It is used for nothing else and never gets its rights back. While one is
+there, nobody may call os.setuid and the like: glibc ends a process in which they succeed in some threads only.
 """
 
 import asyncio

@@ -167,9 +167,11 @@ async def node(service: ScriptedService, tmp_path: Path) -> AsyncIterator[Node]:
 POINTS = [
     name
     for name in failpoints.NAMES
-    if name != "mid_migration" and not any(part in name for part in ("_account_", "_disk", "_package_", "_upload_"))
+    if name != "mid_migration"
+    and not any(part in name for part in ("_account_", "_disk", "_package_", "_upload_", "_transfer_"))
 ]
-"""Those of accounts are in test_account_kills.py, those of packages in test_package_install.py, of uploads in test_upload_kills.py."""
+"""Those of accounts are in test_account_kills.py, of packages in test_package_install.py, of uploads in
+test_upload_kills.py, of transfers in test_transfer_kills.py."""
 
 
 @pytest.mark.parametrize("point", POINTS)

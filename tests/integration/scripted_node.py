@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote, unquote_to_bytes
 
 import aiohttp
 from aiohttp import web
@@ -341,7 +342,7 @@ class NodeFileServer:
     def _path(self, request: web.Request) -> Path:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise web.HTTPForbidden
-        path = self._root / request.query["path"]
+        path = self._root / _asked_path(request)
         if not path.exists():
             raise web.HTTPNotFound
         return path
@@ -354,8 +355,10 @@ class NodeFileServer:
 
     def _entry(self, path: Path, name: str) -> dict[str, object]:
         status = path.stat()
-        return {
-            "name": name,
+        shown = name.encode(errors="surrogateescape").decode(errors="replace")
+        encoded = {} if shown == name else {"encodedName": quote(os.fsencode(name), safe="/")}
+        return encoded | {
+            "name": shown,
             "isDirectory": path.is_dir(),
             "contentLength": status.st_size,
             "lastModified": format_time(datetime.fromtimestamp(status.st_mtime, UTC)),
@@ -390,6 +393,13 @@ class NodeFileServer:
             raise web.HTTPConflict
         path.unlink()
         return web.Response()
+
+
+def _asked_path(request: web.Request) -> str:
+    """Return the parameter `path`: percent-encoded bytes, which need not be UTF-8."""
+    query = request.raw_path.partition("?")[2]
+    values = dict(part.partition("=")[::2] for part in query.split("&"))
+    return os.fsdecode(unquote_to_bytes(values["path"]))
 
 
 @asynccontextmanager

@@ -158,4 +158,4 @@ def add_routes(app: web.Application) -> None:
 
     app[REST_CONTEXT] = context
     app.cleanup_ctx.append(close_node_files)
-    app.router.add_route("*", "/{path:.*}", RestServer(context, OPERATIONS).handle)
+    app.router.add_route("*", "/{path:(?s:.*)}", RestServer(context, OPERATIONS).handle)
