@@ -21,6 +21,7 @@ from nodeagent.model.protocol import (
     ChangeRetention,
     EndJobSession,
     Messages,
+    NodeCommand,
     NumberedMessage,
     Poll,
     RemoveFiles,
@@ -54,9 +55,14 @@ class _Taken:
 class Assignments:
     """Takes messages from the service and hands them to whom they concern."""
 
-    def __init__(self, tools: Tools, removals: Removals, cursor: int) -> None:
+    def __init__(
+        self, tools: Tools, removals: Removals, cursor: int, obeyed: str | None, obey: Callable[[NodeCommand], None]
+    ) -> None:
+        """`obeyed` is the id of the last command of the service that was obeyed; `obey` ends this life for another."""
         self._tools = tools
         self._removals = removals
+        self._obeyed = obeyed
+        self._obey = obey
         self.cursor = cursor
         """Number of the last message that is committed."""
         self._taking = asyncio.Lock()
@@ -103,8 +109,15 @@ class Assignments:
                     self._end_session(taken, job_id, preparation)
             case RemoveFiles() as removal:
                 self._remove(taken, removal)
+            case NodeCommand() as command if command.command_id != self._obeyed:
+                taken.writes.append(lambda db: journal.set_command(db, command))
+                taken.actions.append(lambda: self._begin_obeying(command))
             case ChangeRetention() as change:
                 self._change_retention(taken, change)
+
+    def _begin_obeying(self, command: NodeCommand) -> None:
+        failpoints.hit("after_command_commit")
+        self._obey(command)
 
     def _assignment(self, taken: _Taken, assignment: Assignment) -> None:
         check_names(assignment)

@@ -24,8 +24,15 @@ class Correspondence:
     """Applies answers to the attempts that they are about."""
 
     def __init__(
-        self, database: Database, attempts: Attempts, introduction: Introduction, tasks: asyncio.TaskGroup
+        self,
+        database: Database,
+        attempts: Attempts,
+        introduction: Introduction,
+        tasks: asyncio.TaskGroup,
+        told: Callable[[], None],
     ) -> None:
+        """`told` is called when an answer to a registration is stored."""
+        self._told = told
         self._database = database
         self._attempts = attempts
         self._introduction = introduction
@@ -49,6 +56,7 @@ class Correspondence:
         """The service has registered this node."""
         self._introduction.learn(answer)
         await self._database.write(lambda db: journal.set_registered(db, answer))
+        self._told()
         if answer.unknown_attempts:
             self.disowned(answer.unknown_attempts)
 

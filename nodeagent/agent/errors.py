@@ -10,7 +10,9 @@ AgentError                3  a fault of nodeagent itself
 ├── NewerStateError       6  a newer nodeagent wrote it
 ├── UnwritableError       7  a directory cannot be made or written
 ├── RefusedError          8  the service refuses this agent for good
-└── FencedError           9  a newer agent acts for this node
+├── FencedError           9  a newer agent acts for this node
+├── RemovedError          10 a user took the node out of its pool
+└── CommandFailedError    3  the node could not be rebooted or reimaged
 """
 
 
@@ -70,6 +72,16 @@ class RefusedError(AgentError):
     """The service refuses this agent, and asking again would not help."""
 
     exit_status = 8
+
+
+class RemovedError(AgentError):
+    """A user took the node out of its pool: it has ended all that ran, and does not come back by itself."""
+
+    exit_status = 10
+
+
+class CommandFailedError(AgentError):
+    """The node could not be rebooted or reimaged; the next life of the agent tries again."""
 
 
 class FencedError(AgentError):

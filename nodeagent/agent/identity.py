@@ -44,6 +44,11 @@ class StateDirectory:
         return self.path / "agent.db"
 
     @property
+    def boot(self) -> Path:
+        """boot.json."""
+        return self.path / "boot.json"
+
+    @property
     def attempts(self) -> Path:
         """The records of all executions, one directory each (docs/on-disk-layout.md)."""
         return self.path / "attempts"

@@ -3,19 +3,16 @@
 import os
 import pwd
 import socket
-from datetime import UTC, datetime
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import psutil
-
 import nodeagent
+from nodeagent.agent.boot import Boot
 from nodeagent.agent.identity import Identity
 from nodeagent.agent.settings import AgentSettings
 from nodeagent.model.protocol import FileServer, Register, Registered
 from nodeagent.rules.environment import NodeFacts
 from nodeagent.rules.layout import NodeLayout
-from nodeagent.shim import kernel
 
 CAPABILITIES = ("process",)
 """What this version of the agent can execute."""
@@ -33,6 +30,7 @@ class Introduction:
         layout: NodeLayout,
         file_server: FileServer,
         registered: Registered | None,
+        boot: Boot,
     ) -> None:
         self._settings = settings
         self._identity = identity
@@ -41,6 +39,8 @@ class Introduction:
         self._instance_id = uuid4().hex
         self._ip_address = local_address(settings.service)
         self._registered = registered
+        self._boot = boot
+        self._reimaged = boot.reimaged
         self._facts: NodeFacts | None = None
         if registered is not None:
             self.learn(registered)
@@ -53,8 +53,8 @@ class Introduction:
             epoch=self._identity.epoch,
             pool_id=settings.pool,
             instance_id=self._instance_id,
-            boot_id=kernel.boot_id(),
-            boot_time=datetime.fromtimestamp(psutil.boot_time(), UTC),
+            boot_id=self._boot.id,
+            boot_time=self._boot.began,
             slots=settings.slots,
             cores=os.cpu_count() or 1,
             agent_version=nodeagent.__version__,
@@ -64,12 +64,15 @@ class Introduction:
             file_server=self._file_server,
             cursor=cursor,
             live_attempts=live_attempts,
+            reimaged=self._reimaged,
+            command_id=self._boot.command_id,
             capabilities=CAPABILITIES,
         )
 
     def learn(self, answer: Registered) -> None:
         """Take over what the service answered: the environment of tasks, the rhythm of heartbeats."""
         self._registered = answer
+        self._reimaged = False
         self._facts = NodeFacts(
             account_name=answer.account_name,
             account_url=answer.account_url,

@@ -12,6 +12,7 @@ from typing import Any
 
 from nodeagent.model.protocol import (
     Assignment,
+    NodeCommand,
     Outcome,
     Registered,
     RemoveFiles,
@@ -24,6 +25,8 @@ from nodeagent.rules.retention import expiry_after
 
 _CURSOR = "cursor"
 _REGISTERED = "registered"
+_COMMAND = "command"
+_BOOT = "boot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,27 @@ def cursor(connection: sqlite3.Connection) -> int:
 def set_cursor(connection: sqlite3.Connection, number: int) -> None:
     """Store the number of the last message of this transaction."""
     _set_meta(connection, _CURSOR, str(number))
+
+
+def command(connection: sqlite3.Connection) -> NodeCommand | None:
+    """Return the last command of the service; whether it has been obeyed, boot.json tells."""
+    value = _meta(connection, _COMMAND)
+    return None if value is None else NodeCommand.from_json(value)
+
+
+def set_command(connection: sqlite3.Connection, given: NodeCommand) -> None:
+    """Store a command, in the transaction that takes its message."""
+    _set_meta(connection, _COMMAND, given.to_json())
+
+
+def boot(connection: sqlite3.Connection) -> str | None:
+    """Return the boot in which attempts were last taken over; None before the first time."""
+    return _meta(connection, _BOOT)
+
+
+def set_boot(connection: sqlite3.Connection, boot_id: str) -> None:
+    """Store in which boot attempts have been taken over."""
+    _set_meta(connection, _BOOT, boot_id)
 
 
 def registered(connection: sqlite3.Connection) -> Registered | None:

@@ -19,8 +19,9 @@ from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.removal import Removals
 from nodeagent.agent.tools import Tools
 from nodeagent.boundary.base import BoundaryError
-from nodeagent.model.protocol import Registered, StopReason
-from nodeagent.rules.attempt import execution_id, resume
+from nodeagent.model.protocol import AttemptKind, NodeCommand, Registered, StopReason
+from nodeagent.rules.attempt import OVER, execution_id, resume
+from nodeagent.rules.attempt_events import Disowned
 from nodeagent.runtime.base import Running, RuntimeFailure
 from nodeagent.shim import records
 from nodeagent.shim.records import RecordError
@@ -39,6 +40,9 @@ class Stored:
     sessions: Sequence[journal.SessionRow]
     removals: Sequence[journal.Removal]
     executions: frozenset[str]
+    command: NodeCommand | None
+    boot: str | None
+    """In which boot attempts were last taken over."""
 
 
 def load(connection: sqlite3.Connection) -> Stored:
@@ -51,17 +55,21 @@ def load(connection: sqlite3.Connection) -> Stored:
         sessions=journal.sessions(connection),
         removals=journal.removals(connection),
         executions=frozenset(execution_id(row.attempt_id, row.execution) for row in journal.all_executions(connection)),
+        command=journal.command(connection),
+        boot=journal.boot(connection),
     )
 
 
-async def recover(tools: Tools, stored: Stored, removals: Removals, state: StateDirectory) -> None:
-    """Take over what is stored, and begin what it asks for. The runtime is open."""
+async def recover(tools: Tools, stored: Stored, removals: Removals, state: StateDirectory, boot_id: str) -> None:
+    """Take over what is stored, and begin what it asks for. The runtime is open; `boot_id` is the present boot."""
     await _sweep_orphans(tools, stored.executions, state)
     ending = tools.sessions.load(stored.sessions)
     runners = [AttemptRunner(tools, row.attempt, row.assignment, row.number) for row in stored.attempts]
     for runner in runners:
         tools.attempts.add(runner)
     tools.reporter.add(stored.outbox)
+    if stored.boot != boot_id:
+        await _leave_former_boot(tools, runners, boot_id)
     for runner in runners:
         runner.pursue(resume(runner.attempt))
     for removal in stored.removals:
@@ -70,6 +78,27 @@ async def recover(tools: Tools, stored: Stored, removals: Removals, state: State
         tools.tasks.create_task(tools.sessions.end(preparation, tools.attempts.ids()))
     tools.tasks.create_task(removals.empty_bin())
     log.info("recovered", attempts=len(runners), reports=len(stored.outbox), sessions=len(stored.sessions))
+
+
+async def _leave_former_boot(tools: Tools, runners: Sequence[AttemptRunner], boot_id: str) -> None:
+    """Give up start tasks of a former boot: the service sends another one, as it hears of this boot (spec/node.md §10).
+
+    All other attempts are resumed: their records tell what became of them.
+    """
+    changes = [
+        (runner, runner.apply(Disowned()))
+        for runner in runners
+        if runner.attempt.plan.kind is AttemptKind.START and runner.attempt.state not in OVER
+    ]
+
+    def save(connection: sqlite3.Connection) -> None:
+        for _, change in changes:
+            change.save(connection)
+        journal.set_boot(connection, boot_id)
+
+    await tools.database.write(save)
+    for runner, change in changes:
+        runner.committed(change)
 
 
 async def _sweep_orphans(tools: Tools, known: frozenset[str], state: StateDirectory) -> None:

@@ -14,7 +14,7 @@ import aiohttp
 import structlog
 from pydantic import ValidationError
 
-from nodeagent.agent.errors import FencedError, RefusedError
+from nodeagent.agent.errors import FencedError, RefusedError, RemovedError
 from nodeagent.model.base import BatchModel
 from nodeagent.model.protocol import PREFIX, ProtocolError
 
@@ -129,6 +129,8 @@ def _refusal(name: str, response: aiohttp.ClientResponse, content: bytes) -> Exc
         return Unavailable(text, _retry_after(response))
     if error.code == "NodeNotRegistered":
         return NotRegistered(text)
+    if error.code == "NodeRemoved":
+        return RemovedError(f"the service wants this node no more: {error.message}")
     if error.code == "Fenced":
         return FencedError(f"a newer agent acts for this node: {error.message}")
     if status == 413:

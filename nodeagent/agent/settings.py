@@ -108,6 +108,10 @@ class AgentSettings(BaseModel):
     """First and last of the uids that tasks run as, this agent's alone on its machine: at least `slots` + 1."""
     gid: Annotated[int, Field(ge=1)] | None = None
     """Group of the pool's auto user, to which directories of tasks belong; default: the number of its uid."""
+    reboot_command: tuple[str, ...] = ()
+    """What reboots this machine, e.g. `["systemctl", "reboot"]`; without one a reboot only ends all that runs."""
+    reimage_command: tuple[str, ...] = ()
+    """What brings this machine back to its image; without one a reimage removes all files of the node."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 30
     """How long the service may hold a request for work before it answers "nothing"."""
     call_seconds: Annotated[float, Field(gt=0)] = 30

@@ -1,4 +1,4 @@
-"""What the owners of a node's attempts share: one of each per agent, made by `nodeagent.agent.daemon`."""
+"""What the owners of a node's attempts share: one of each per agent, made by `nodeagent.agent.life`."""
 
 import asyncio
 from collections.abc import Callable

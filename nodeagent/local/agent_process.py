@@ -13,12 +13,15 @@ from pathlib import Path
 
 import structlog
 
+from nodeagent.agent.errors import RemovedError
 from nodeagent.local.errors import AgentEndedError
 
 log = structlog.get_logger(__name__)
 
 FINAL_STATUSES = frozenset({0, 2, 4, 5, 6, 7, 8, 9})
 """Exit statuses of `nodeagent agent` that a new start would only repeat (docs/cli.md)."""
+
+REMOVED_STATUS = RemovedError.exit_status
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _LASTED_SECONDS = 60.0
@@ -48,6 +51,9 @@ class AgentProcess:
             begun = loop.time()
             status = await self._one_life()
             if self._stopping.is_set():
+                return
+            if status == REMOVED_STATUS:
+                log.info("node removed from its pool", node=self.node_id)
                 return
             if status in FINAL_STATUSES:
                 raise AgentEndedError(f"node {self.node_id}: {self._last_words(status)}", status)

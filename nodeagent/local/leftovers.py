@@ -6,19 +6,16 @@ behind are true records: the next agent on the folder reports them.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
 from nodeagent.agent.errors import StateInUseError
 from nodeagent.agent.identity import StateDirectory
-from nodeagent.boundary.base import BoundaryProvider
-from nodeagent.boundary.cgroup1 import Cgroup1
-from nodeagent.boundary.cgroup2 import Cgroup2
-from nodeagent.boundary.process_group import ProcessGroup
+from nodeagent.agent.node_sweep import sweep_nodes
 from nodeagent.model.protocol import StopReason
-from nodeagent.runtime.base import LostCandidate, Running, RuntimeFailure
+from nodeagent.runtime.base import LostCandidate, Running
 from nodeagent.runtime.process import ProcessRuntime
 from nodeagent.shim import records
 
@@ -52,7 +49,7 @@ async def _end_node(state_dir: Path, grace_seconds: float, hurry: asyncio.Event)
                         group.create_task(_end_attempt(runtime, name, grace_seconds, hurry))
             finally:
                 await runtime.close()
-            await _sweep_nodes(runtime.attempts, names)
+            await sweep_nodes(runtime.attempts, names)
     except StateInUseError:
         log.warning("tasks are left to the agent that holds the folder", state_dir=str(state_dir))
 
@@ -85,34 +82,3 @@ async def _end_attempt(runtime: ProcessRuntime, name: str, grace_seconds: float,
 async def _kill_when_hurried(runtime: ProcessRuntime, name: str, hurry: asyncio.Event) -> None:
     await hurry.wait()
     await runtime.stop(name, StopReason.DRAIN_REQUEUE, 0)
-
-
-async def _sweep_nodes(attempts: Path, names: Iterable[str]) -> None:
-    """Sweep the node's own boundary, in which all others lie: what preparation tasks left, and idle shims."""
-    swept: set[str] = set()
-    for name in names:
-        spec = records.read(str(attempts / name), records.Spec)
-        if spec is None:
-            continue
-        root = spec.boundary["marker"].split("/")[1]
-        if root not in swept:
-            swept.add(root)
-            await _sweep_node(spec.boundary, root)
-
-
-async def _sweep_node(boundary: Mapping[str, str], root: str) -> None:
-    whole = {"kind": boundary["kind"], "marker": f"/{root}"}
-    if "home" in boundary:
-        whole["path"] = str(Path(boundary["home"]).parent)
-    provider = _provider(whole, root)
-    left = await provider.sweep(whole)
-    if left.remaining:
-        raise RuntimeFailure(f"{left.remaining} processes of {root} will not die")
-    await provider.close()
-
-
-def _provider(whole: Mapping[str, str], root: str) -> BoundaryProvider:
-    if whole["kind"] == ProcessGroup.kind:
-        return ProcessGroup(root)
-    adapters = {Cgroup1.kind: Cgroup1, Cgroup2.kind: Cgroup2}
-    return adapters[whole["kind"]](Path(whole["path"]).parent, root)

@@ -115,6 +115,7 @@ class Stack:
         done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_EXCEPTION)
         for keeper in done:
             keeper.result()
+        await asyncio.Event().wait()  # every node has been removed by somebody: nothing is broken
 
     def hurry(self) -> None:
         """Make `close` kill agents and tasks instead of asking them, also if it is under way."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nodeagent.agent.daemon import boundary_root
+from nodeagent.agent.life import boundary_root
 from nodeagent.agent.errors import DamagedStateError, NewerStateError, StateInUseError, UnwritableError, WrongNodeError
 from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.introduction import local_address
