@@ -116,7 +116,7 @@ class Assignments:
                 self._change_retention(taken, change)
 
     def _begin_obeying(self, command: NodeCommand) -> None:
-        failpoints.hit("after_command_commit")
+        failpoints.hit("after_node_command_commit")
         self._obey(command)
 
     def _assignment(self, taken: _Taken, assignment: Assignment) -> None:

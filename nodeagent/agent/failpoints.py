@@ -31,11 +31,11 @@ NAMES = (
     "after_upload_block",
     "before_upload_commit",
     "after_upload_commit",
-    "after_command_commit",
-    "after_command_begun",
-    "after_everything_ended",
-    "before_boot_done",
-    "after_boot_done",
+    "after_node_command_commit",
+    "after_node_command_begun",
+    "after_node_command_ended",
+    "before_node_command_done",
+    "after_node_command_done",
     "mid_migration",
 )
 """Every point of the agent. Shims inherit the environment: no name is one of theirs (nodeagent/shim)."""

@@ -36,7 +36,7 @@ async def obey(settings: AgentSettings, state: StateDirectory, command: NodeComm
     """
     boots = BootFile(state.boot)
     boots.begin(command)
-    failpoints.hit("after_command_begun")
+    failpoints.hit("after_node_command_begun")
     configured = settings.reboot_command if command.command == "reboot" else settings.reimage_command
     log.warning("node command", command=command.command, id=command.command_id, simulated=not configured)
     if configured:
@@ -47,15 +47,15 @@ async def obey(settings: AgentSettings, state: StateDirectory, command: NodeComm
         await end_everything(state.attempts)
     except RuntimeFailure as error:
         raise CommandFailedError(f"the node cannot {command.command}: {error}") from error
-    failpoints.hit("after_everything_ended")
+    failpoints.hit("after_node_command_ended")
     layout = NodeLayout(settings.root.absolute())
     if command.command == "reboot":
         await asyncio.to_thread(_empty, layout.volatile)
     else:
         await asyncio.to_thread(_forget_node, layout, state)
-    failpoints.hit("before_boot_done")
+    failpoints.hit("before_node_command_done")
     boots.done(command)
-    failpoints.hit("after_boot_done")
+    failpoints.hit("after_node_command_done")
 
 
 async def _run(argv: Sequence[str], verb: str) -> None:

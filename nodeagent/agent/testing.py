@@ -287,6 +287,8 @@ class ScriptedService:
         self._epoch = (call.epoch, call.instance_id)
         self._registered = True
         self.registers.append(call)
+        if call.reimaged:  # what was meant for the former life would be done again
+            self._messages.clear()
         return Registered(
             account_name="testaccount",
             account_url=f"{self.url}/",

@@ -164,14 +164,10 @@ async def node(service: ScriptedService, tmp_path: Path) -> AsyncIterator[Node]:
         assert not any(alive(pid) for pid in made.ran(path.name)), f"a process of {path.name} is left"
 
 
-POINTS = [
-    name
-    for name in failpoints.NAMES
-    if name != "mid_migration"
-    and not any(part in name for part in ("_account_", "_disk", "_package_", "_upload_", "_transfer_"))
-]
+ELSEWHERE = ("mid_migration", "_account_", "_disk", "_package_", "_upload_", "_transfer_", "_node_command_")
+POINTS = [name for name in failpoints.NAMES if not any(part in name for part in ELSEWHERE)]
 """Those of accounts are in test_account_kills.py, of packages in test_package_install.py, of uploads in
-test_upload_kills.py, of transfers in test_transfer_kills.py."""
+test_upload_kills.py, of transfers in test_transfer_kills.py, of reboots in test_reboot_kills.py."""
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from azure.batch import BatchClient, models
 
+from nodeagent.shim import kernel
 from tests.integration.batch_endpoint import (
     BatchEndpoint,
     Property,
@@ -52,12 +53,14 @@ class Up:
 
     def reboot(self, option: str = "requeue") -> None:
         """Reboot the node; return when it is back, whatever state it is in then."""
-        options = REBOOT(node_reboot_option=option)
+        options = REBOOT(node_reboot_kind=option)
         self.client.begin_reboot_node(self.endpoint.pool_id, NODE, options, polling_interval=0.05).wait(30)
 
     def reimage(self) -> None:
         """Reimage the node; return when it is back."""
-        self.client.begin_reimage_node(self.endpoint.pool_id, NODE, REIMAGE(), polling_interval=0.05).wait(30)
+        self.client.begin_reimage_node(
+            self.endpoint.pool_id, NODE, REIMAGE({"nodeReimageOption": "requeue"}), polling_interval=0.05
+        ).wait(30)
 
     def until(self, state: str) -> Sdk:
         """Wait until the node is in a state; return it."""
@@ -129,13 +132,19 @@ def test_what_a_start_task_leaves_running_lives_until_the_reboot(up: Up) -> None
     agent_epoch = up.node.node_agent_info.last_update_time
     subprocess.run(["kill", f"-{signal.SIGKILL.value}", str(agent)], check=True)
     eventually(lambda: up.node.node_agent_info.last_update_time, lambda now: now > agent_epoch)
-    assert Path(f"/proc/{first}").exists()
+    assert lives(first)
     assert up.node.state.value == "idle"
     up.reboot()
     up.until("idle")
-    assert not Path(f"/proc/{first}").exists()
+    assert not lives(first)
     second = int(up.file("startup/stdout.txt"))
-    assert Path(f"/proc/{second}").exists()
+    assert lives(second)
+
+
+def lives(pid: int) -> bool:
+    """Tell whether a process runs: one that nobody has reaped yet does not."""
+    found = kernel.stat(pid)
+    return found is not None and found.lives
 
 
 def _agents(up: Up) -> list[int]:
@@ -170,11 +179,16 @@ def test_running_tasks_are_requeued_terminated_or_waited_for(up: Up, tmp_path: P
     poller = up.client.begin_reboot_node(
         up.endpoint.pool_id,
         NODE,
-        REBOOT(node_reboot_option="taskcompletion"),
+        REBOOT(node_reboot_kind="taskcompletion"),
         polling_interval=0.05,
     )
     assert up.node.state.value == "rebooting"
-    assert refusal(lambda: up.client.begin_reboot_node(up.endpoint.pool_id, NODE, REBOOT())).error.code == "NodeBeingRebooted"
+    assert (
+        refusal(
+            lambda: up.client.begin_reboot_node(up.endpoint.pool_id, NODE, REBOOT(node_reboot_kind="requeue"))
+        ).error.code
+        == "NodeBeingRebooted"
+    )
     go.touch()
     poller.wait(30)
     last = completed(up.client, "options", "last").execution_info
@@ -202,10 +216,12 @@ def test_a_reimaged_node_is_as_new(up: Up) -> None:
 def test_a_disabled_node_takes_nothing_and_says_so(up: Up) -> None:
     """Offline until somebody enables it; the second time is refused."""
     pool = up.endpoint.pool_id
-    up.client.disable_node_scheduling(pool, NODE, DISABLE())
+    up.client.disable_node_scheduling(pool, NODE, DISABLE({"nodeDisableSchedulingOption": "requeue"}))
     node = up.until("offline")
     assert node.scheduling_state.value == "disabled"
-    error = refusal(lambda: up.client.disable_node_scheduling(pool, NODE, DISABLE()))
+    error = refusal(
+        lambda: up.client.disable_node_scheduling(pool, NODE, DISABLE({"nodeDisableSchedulingOption": "requeue"}))
+    )
     assert error.error.code == "NodeAlreadyInTargetSchedulingState"
     up.client.create_job(job("offline"))
     up.client.create_task("offline", task("t"))

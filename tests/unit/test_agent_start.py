@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nodeagent.agent.life import boundary_root
 from nodeagent.agent.errors import DamagedStateError, NewerStateError, StateInUseError, UnwritableError, WrongNodeError
 from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.introduction import local_address
+from nodeagent.agent.life import boundary_root
 from nodeagent.agent.sd_notify import notify, watchdog_seconds
 from nodeagent.agent.settings import AgentSettings
 

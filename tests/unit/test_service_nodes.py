@@ -250,6 +250,24 @@ def test_a_reimaged_node_knows_nothing_any_more(world: World) -> None:
     assert world.task("t", "failed").state is TaskState.COMPLETED
 
 
+def test_a_machine_that_was_wiped_begins_with_nothing(world: World) -> None:
+    """Its agent has lost its epoch and its cursor: it may join all the same, and is not sent what is done already."""
+    (node,) = world.nodes
+    world.create_job()
+    world.add_task("t")
+    world.drain()
+    node.epoch += 5
+    node.register()
+    world.verb(lambda tx, now: node_verbs.command(tx, POOL, node.id, "reimage", DrainOption.REQUEUE, now))
+    node.epoch, node.cursor = 1, 0
+    with pytest.raises(NodeRefusedError, match="newer agent"):
+        node.register()  # the same boot: a clone
+    node.begin_anew()
+    assert state_of(node) == NodeState.IDLE
+    assert node.fetch() == 0
+    assert node.row.epoch == 2
+
+
 def test_a_release_waits_for_a_node_that_reboots(world: World) -> None:
     """The job is terminating until the node is back and has released it."""
     (node,) = world.nodes

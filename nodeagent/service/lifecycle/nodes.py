@@ -65,9 +65,10 @@ def register(tx: Transaction, call: Register, now: datetime) -> tuple[str, ...]:
 
 def _come_back(tx: Transaction, node: NodeRow, call: Register, now: datetime) -> None:
     """A node that is known registers again: its agent was started anew, or its machine, or that was reimaged."""
-    anew = call.reimaged or node.boot_id != call.boot_id
+    reimaged = call.reimaged or _is_wiped(node, call)
+    anew = reimaged or node.boot_id != call.boot_id
     nodes.renew(tx, node.num, call, now)
-    if call.reimaged:
+    if reimaged:
         job_nodes.forget_node(tx, node.num)
     elif anew:
         _forget_preparations(tx, node)
@@ -76,9 +77,14 @@ def _come_back(tx: Transaction, node: NodeRow, call: Register, now: datetime) ->
     nodes.set_errors(tx, node.num, ())
     if node.instance_id != call.instance_id and node.disabled_by != "user":
         nodes.enable_scheduling(tx, node.num, now)
-    if node.command is not None and (call.command_id == node.command_id or (anew and node.command == "reboot")):
+    if node.command is not None and (
+        call.command_id == node.command_id or reimaged or (anew and node.command == "reboot")
+    ):
         nodes.set_command(tx, node.num, None, None)
-    messages.acknowledge(tx, node.num, call.cursor)
+    if reimaged:
+        messages.forget(tx, node.num)
+    else:
+        messages.acknowledge(tx, node.num, call.cursor)
     if anew:
         _begin(tx, node.num, now)
     else:
@@ -105,8 +111,15 @@ def _fence(node: NodeRow, call: Register) -> None:
         raise NodeRefusedError(
             409, "Fenced", f"node id {node.id} belongs to pool {node.pool_id}: give this node another id"
         )
+    if _is_wiped(node, call):
+        return
     if call.epoch < node.epoch or (call.epoch == node.epoch and call.instance_id != node.instance_id):
         raise _fenced(node, call)
+
+
+def _is_wiped(node: NodeRow, call: Register) -> bool:
+    """Tell whether the machine was reimaged, as it was told to: then its agent cannot know its former epoch."""
+    return node.command == "reimage" and node.command_sent and node.boot_id != call.boot_id and call.cursor == 0
 
 
 def _fenced(node: NodeRow, call: NodeCall) -> NodeRefusedError:

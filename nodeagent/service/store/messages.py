@@ -36,6 +36,11 @@ def acknowledge(tx: Transaction, node_num: int, cursor: int) -> None:
     tx.execute("DELETE FROM messages WHERE node_num = ? AND number <= ?", (node_num, cursor))
 
 
+def forget(tx: Transaction, node_num: int) -> None:
+    """Empty a node's queue: what was meant for its former life would be done by the new one, which knows nothing."""
+    tx.execute("DELETE FROM messages WHERE node_num = ?", (node_num,))
+
+
 def withdraw(tx: Transaction, number: int) -> None:
     """Take a message back, in case its node has not fetched it."""
     tx.execute("DELETE FROM messages WHERE number = ?", (number,))
