@@ -197,7 +197,7 @@ async def test_what_is_no_file_is_not_there(trick: str, depth: int, client: Clie
         assert (await client.ask("GET", "list", what))[0] == 404
         assert (await client.ask("DELETE", "file", path + b"/secret"))[0] == 404
     assert (await client.ask("DELETE", "file", path, recursive="true"))[0] == 200
-    assert "trick" not in os.listdir(below)
+    assert below / "trick" not in set(below.iterdir())
     assert (tmp_path / "outside" / "secret").exists()
     assert (tmp_path / "secret").exists()
 
