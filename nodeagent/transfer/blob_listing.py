@@ -188,12 +188,12 @@ def _of_answer(error: "HttpResponseError") -> HttpTroubleError:
     headers = getattr(error.response, "headers", {})
     given = getattr(error, "error_code", None) or headers.get("x-ms-error-code")
     text = str(getattr(given, "value", given) or "")
-    storage_code = text if text.isalnum() else ""
+    storage_code = text if text.isascii() and text.isalnum() else ""
     return HttpTroubleError(
         Trouble.STATUS,
         f"the storage answered with status {status}" + (f" ({storage_code})" if storage_code else ""),
         status=status,
-        evidence=(("StorageErrorCode", storage_code), ("RequestId", headers.get("x-ms-request-id"))),
+        evidence=(("StorageErrorCode", storage_code), ("RequestId", http_trouble.request_id(headers))),
         retry_after=transfer_retry.retry_after(headers.get("Retry-After"), datetime.now(UTC)),
     )
 
