@@ -278,7 +278,7 @@ async def test_names_that_no_blob_can_have_fail_and_the_others_go_on(task: Task,
     assert failure.code == "FileUploadMiscError"
     assert details(failure)["Failed"] == "2 of 3 files"
     told = task.log("fileuploaderr.txt")
-    assert "bad\\xff\\n: the name is not valid UTF-8" in told
+    assert "bad\\xff\\n: the name has bytes or control characters" in told
     assert "would have 1210 characters; at most 1024" in told
     assert container.names() == ["good"]
 
