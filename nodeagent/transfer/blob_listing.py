@@ -35,8 +35,9 @@ log = structlog.get_logger(__name__)
 
 Pages = AsyncIterator[AsyncIterator["BlobProperties"]]
 
-PAGE_BLOBS = 1000
-"""Blobs of a page: what is in memory of a listing at a time."""
+PAGE_BLOBS = 200
+"""Blobs of a page: what is in memory of a listing at a time. The SDK reads a page in one go on the event loop, which
+takes some tens of milliseconds for so many, and five times as long for 1000; storage gives up to 5000."""
 CONNECT_SECONDS = 30.0
 TOKEN_SECONDS = 360
 """How long the SDK may keep a token: little more than the 5 minutes that it renews one before its end, because the
