@@ -223,6 +223,7 @@ class _Body:
         self.data = data
         self._meter = meter
         self._sent = 0
+        self._over = False
 
     async def pieces(self, alive: _Alive) -> AsyncIterator[bytes]:
         """Give one piece after the other, each when the connection has taken the one before."""
@@ -230,13 +231,16 @@ class _Body:
         for begins in range(0, len(view), _PIECE_BYTES):
             piece = bytes(view[begins : begins + _PIECE_BYTES])
             yield piece
+            if self._over:  # answered or given up before all was sent
+                return
             alive.sign()
             self._sent += len(piece)
             if self._meter is not None:
                 self._meter.moved(len(piece))
 
     def take_back(self) -> None:
-        """What was sent did not arrive."""
+        """What was sent did not arrive, and nothing more is."""
+        self._over = True
         if self._meter is not None and self._sent:
             self._meter.moved(-self._sent)
         self._sent = 0

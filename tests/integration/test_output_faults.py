@@ -383,3 +383,33 @@ async def test_a_slow_connection_is_not_silent(task: Task, container: Container,
             failure = await task.upload()
     assert failure is None
     assert b"".join(taken) == content
+
+
+async def test_a_refusal_before_all_was_sent_is_heard(task: Task) -> None:
+    """A storage need not take megabytes from who may not write: it answers, and reads no further."""
+    task.file("a", os.urandom(8 * MIB))
+    task.settings = TransferSettings(transfers=1, transfer_tries=3, transfer_idle_seconds=5)
+    connections = 0
+    served = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\nx-ms-error-code: AuthorizationFailure\r\n\r\n")
+            await writer.drain()
+            await served.wait()
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=4096) as server:
+        port = server.sockets[0].getsockname()[1]
+        task.rules = [rule("a", f"http://127.0.0.1:{port}/account/c")]
+        failure = await task.upload()
+        served.set()
+    assert failure is not None
+    assert failure.code == "FileUploadAccessDenied"
+    assert details(failure)["StorageErrorCode"] == "AuthorizationFailure"
+    assert connections == 1
+    assert task.meter.progress().bytes_done == 0
