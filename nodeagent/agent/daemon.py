@@ -34,6 +34,7 @@ from nodeagent.agent.introduction import Introduction
 from nodeagent.agent.janitor import Janitor
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.joining import Joining
+from nodeagent.agent.leaving import Leaving
 from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
@@ -128,11 +129,7 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
     layout = NodeLayout(settings.root.absolute())
     directories = Directories(layout)
     directories.make_node()
-    ballast = Ballast(state.path, settings.ballast_bytes)
-    if free_bytes(state.path) < settings.ballast_bytes:
-        ballast.release()  # this life has to write something before it can help
-    else:
-        ballast.make()
+    ballast = _ballast(settings, state)
     identity = state.begin_life(settings.node)
     log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path))
     uids = uids_of(settings)
@@ -191,8 +188,13 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         )
         assignments = Assignments(tools, removals, stored.cursor)
         await recovery.recover(tools, stored, removals, state)
+        leaving = Leaving(database, removals, sessions, attempts, tasks)
+        client.when_pool_gone = leaving.pool_gone
+
         membership = Membership(
-            client, lambda: introduction.register(assignments.cursor, attempts.ids()), correspondence.registered
+            client,
+            lambda: introduction.register(assignments.cursor, attempts.ids()),
+            leaving.after(correspondence.registered),
         )
 
         def heartbeat(host: HostStatistics) -> Heartbeat:
@@ -227,6 +229,15 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         await stop.wait()
         sd_notify.notify("STOPPING=1")
         raise _StopAsked
+
+
+def _ballast(settings: AgentSettings, state: StateDirectory) -> Ballast:
+    ballast = Ballast(state.path, settings.ballast_bytes)
+    if free_bytes(state.path) < settings.ballast_bytes:
+        ballast.release()  # this life has to write something before it can help
+    else:
+        ballast.make()
+    return ballast
 
 
 def _disk_watch(
