@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from structlog.testing import capture_logs
@@ -32,6 +33,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "nodeagent-test", path], check=True)
     yield path
     subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(path: Path) -> None:
+    """Leave no byte free."""
+    subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=4k"], stderr=subprocess.DEVNULL, check=False)
 
 
 @asynccontextmanager
@@ -208,3 +214,22 @@ async def test_the_cache_goes_before_files_of_tasks_and_before_tasks_wait(
         assert {name for name in ("a1", "a2", "a3") if (job / name).exists()} == {"a1", "a2", "a3"}
         assert (job / "a2" / "stdout.txt").read_text() == f"{20 * MIB}\n"
         assert (job / "a3" / "wd" / "f").stat().st_size == 20 * MIB
+
+
+async def test_a_node_that_starts_on_a_full_disk_makes_room_and_works_on(
+    disk: Path, tmp_path: Path, service: ScriptedService
+) -> None:
+    """There is no room for a cache, so it goes without; ended tasks make way for new ones."""
+    settings = {"root": disk / "root", "cache_bytes": 16 * MIB}
+    async with agent(tmp_path, service, **settings):
+        await ran(service, "a1")
+    job = disk / "root" / "workitems" / "job" / "job-1"
+    fill(disk / "filled")
+    rmtree(disk / "root" / "volatile" / "cache")
+    fill(disk / "filled as well")
+
+    async with agent(tmp_path, service, cleanup_free_bytes=8 * MIB, **settings):
+        await until(lambda: not (job / "a1").exists())
+        await ran(service, "a2", command="/bin/sh -c 'echo x > f'")
+
+    assert (job / "a2" / "wd" / "f").read_text() == "x\n"
