@@ -5,6 +5,7 @@
 
 import asyncio
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,3 +177,22 @@ async def test_a_folder_that_is_gone(connect: Connect, meter: CountedMeter, stag
             await downloads.fetch(server.url(), path="data/file", meter=meter)
     assert raised.value.failure.code == "ResourceFileCreateFailed"
     assert "ENOENT" in details(raised.value)["Message"]
+
+
+async def test_a_file_that_the_node_cannot_write(connect: Connect, meter: CountedMeter, staging: Path) -> None:
+    """The kernel refuses to make the file larger than the process may; nothing of it stays."""
+
+    async def answer(_asked: Asked, reply: Reply) -> None:
+        await reply.all(200, CONTENT)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with connect() as downloads, faulty_server(answer) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, before[1]))  # Python ignores SIGXFSZ
+        try:
+            with pytest.raises(TransferFailedError) as raised:
+                await downloads.fetch(server.url(), path="data/file", meter=meter)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(staging.iterdir()) == []
+    assert raised.value.failure.code == "ResourceFileWriteFailed"
+    assert "EFBIG" in details(raised.value)["Message"]
