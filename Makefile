@@ -17,7 +17,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 
 # What the system tests use: a booted systemd machine, a container engine, and a web server.
-TEST_PACKAGES := debootstrap systemd-container docker.io util-linux nginx-light iproute2
+TEST_PACKAGES := debootstrap systemd-container docker.io util-linux nginx-light xfsprogs iproute2
 # The whole suite is meant to take less than 20 minutes on 2 cores; a hang is ended, with a failure, after this long.
 TEST_TIMEOUT ?= 40m
 

@@ -60,6 +60,11 @@ class Accounts:
         self._passing: dict[str, int] = {}
         """Attempts in task scope that run, and their uids."""
 
+    @property
+    def kept_apart(self) -> bool:
+        """Whether tasks run as users of their own at all."""
+        return self._uids is not None
+
     async def hold(self, assignment: Assignment) -> Actor:
         """Return who an attempt runs as; its uid is stored when this returns. Raises rules.AccountError."""
         wanted = rules.wanted(assignment)

@@ -60,6 +60,9 @@ class AttemptDirectories:
         if self._actor is not None:
             return self._actor
         accounts, assignment = self._tools.accounts, self._runner.assignment
+        if not accounts.kept_apart:  # nothing is stored then
+            self._actor = await accounts.hold(assignment)
+            return self._actor
         holding = asyncio.ensure_future(accounts.hold(assignment))
         try:
             self._actor = await asyncio.shield(holding)

@@ -6,6 +6,7 @@ File work runs in worker threads; a download holds one chunk in memory, however 
 import asyncio
 import errno
 import hmac
+import json
 import mimetypes
 import os
 import re
@@ -15,13 +16,14 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_urlsafe
+from urllib.parse import parse_qsl, quote_from_bytes, urlsplit
 from uuid import uuid4
 
 from aiohttp import web
 
 from nodeagent.agent import safe_paths, trees
 from nodeagent.agent.errors import AddressInUseError
-from nodeagent.agent.safe_paths import Entry, NotThereError
+from nodeagent.agent.safe_paths import Entry, NotThereError, TooManyError
 from nodeagent.model.protocol import FileServer as Address
 from nodeagent.model.times import format_time, http_date
 from nodeagent.rules.layout import NodeLayout
@@ -75,8 +77,17 @@ class FileServer:
 
     async def _list(self, request: web.Request) -> web.Response:
         path, recursive = _path(request), _flag(request, "recursive")
-        entries = await asyncio.to_thread(safe_paths.listing, self._root, path, recursive=recursive)
-        return web.json_response({"value": [_shown(entry) for entry in entries]})
+        try:
+            body = await asyncio.to_thread(self._listing, path, recursive=recursive)
+        except TooManyError as error:
+            text = f"there are more than {safe_paths.MOST_ENTRIES} entries: list a directory below"
+            raise web.HTTPRequestEntityTooLarge(safe_paths.MOST_ENTRIES, 0, text=text) from error
+        return web.Response(body=body, content_type="application/json")
+
+    def _listing(self, path: str, *, recursive: bool) -> bytes:
+        """JSON of a listing: of tens of thousands of entries it takes its time, which is not the loop's."""
+        entries = safe_paths.listing(self._root, path, recursive=recursive)
+        return json.dumps({"value": [_shown(entry) for entry in entries]}).encode()
 
     async def _head(self, request: web.Request) -> web.Response:
         entry = await asyncio.to_thread(safe_paths.entry, self._root, _path(request))
@@ -176,7 +187,9 @@ def _slice(header: str | None, size: int) -> tuple[int, int]:
 
 
 def _path(request: web.Request) -> str:
-    return request.query.get("path", "")
+    """Return the path that is asked for: percent-encoded bytes, which need not be UTF-8."""
+    query = urlsplit(request.raw_path).query
+    return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape")).get("path", "")
 
 
 def _flag(request: web.Request, name: str) -> bool:
@@ -207,6 +220,9 @@ def _headers(path: str, found: os.stat_result) -> dict[str, str]:
 def _shown(entry: Entry) -> dict[str, object]:
     found = entry.found
     shown: dict[str, object] = {"name": entry.name, "isDirectory": entry.is_directory}
+    if not entry.name.isascii() and (raw := os.fsencode(entry.name)).decode(errors="replace") != entry.name:
+        shown["name"] = raw.decode(errors="replace")
+        shown["encodedName"] = quote_from_bytes(raw)
     if not entry.is_directory:
         shown["contentLength"] = found.st_size
         shown["contentType"] = _content_type(entry.name, found)

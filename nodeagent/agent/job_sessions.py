@@ -41,6 +41,10 @@ class JobSessions:
         """Return the sessions of a job, by preparation attempt."""
         return [row.preparation for row in self._sessions.values() if row.job_id == job_id]
 
+    def all(self) -> list[str]:
+        """Return all sessions, by preparation attempt."""
+        return list(self._sessions)
+
     async def boundary(self, preparation: str) -> dict[str, str]:
         """Make the session's boundary if need be, and store what it is before anything runs in it.
 

@@ -28,6 +28,7 @@ from nodeagent.agent.introduction import Introduction
 from nodeagent.agent.janitor import Janitor
 from nodeagent.agent.job_sessions import JobSessions
 from nodeagent.agent.joining import Joining
+from nodeagent.agent.leaving import Leaving
 from nodeagent.agent.limits import TaskLimits
 from nodeagent.agent.membership import Membership
 from nodeagent.agent.removal import Removals
@@ -137,8 +138,12 @@ async def live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Eve
             tools, removals, stored.cursor, boot.command_id, lambda command: _settle(commanded, command)
         )
         await recovery.recover(tools, stored, removals, state, boot.id)
+        leaving = Leaving(database, removals, sessions, attempts, tasks)
+        client.when_pool_gone = leaving.pool_gone
         membership = Membership(
-            client, lambda: introduction.register(assignments.cursor, attempts.ids()), correspondence.registered
+            client,
+            lambda: introduction.register(assignments.cursor, attempts.ids()),
+            leaving.after(correspondence.registered),
         )
 
         def heartbeat(host: HostStatistics) -> Heartbeat:

@@ -40,6 +40,8 @@ class Removals:
         self._records = records
         self._tasks = tasks
         self._bin = directories.layout.volatile / "bin"
+        self._records_bin = records.with_name("bin")
+        """Records may lie on another file system than tasks."""
         self._emptying = asyncio.Lock()
 
     def begin(self, removal: Removal) -> None:
@@ -65,25 +67,26 @@ class Removals:
                 log.warning("files not deleted", path=str(error.filename), why=error.strerror)
 
     def _empty(self) -> None:
-        self._bin.mkdir(mode=0o700, exist_ok=True)
-        handle = os.open(self._bin, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            trees.empty_bin(handle)
-        finally:
-            os.close(handle)
+        for each in (self._bin, self._records_bin):
+            each.mkdir(mode=0o700, exist_ok=True)
+            handle = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                trees.empty_bin(handle)
+            finally:
+                os.close(handle)
 
     def _move(self, removal: Removal, executions: Sequence[Execution], others: Sequence[Execution]) -> None:
         """Move into the bin: the task directories of these executions, and their records."""
         if removal.whole_job and not others:
             directory = self._directories.layout.root / job_directory(removal.job_id)
-            self._discard(directory)
+            _discard(directory, self._bin)
             self._directories.forget(directory)
             _remove_if_empty(directory.parent)
         else:
             for execution in executions:
-                self._discard(self._directory(execution, others))
+                _discard(self._directory(execution, others), self._bin)
         for execution in executions:
-            self._discard(self._records_of(execution))
+            _discard(self._records_of(execution), self._records_bin)
 
     def _directory(self, execution: Execution, others: Iterable[Execution]) -> Path | None:
         paths = self._directories.layout.task(execution.job_id, execution.task_id)
@@ -98,14 +101,15 @@ class Removals:
     def _records_of(self, execution: Execution) -> Path:
         return self._records / execution_id(execution.attempt_id, execution.execution)
 
-    def _discard(self, path: Path | None) -> None:
-        if path is None:
-            return
-        self._bin.mkdir(mode=0o700, exist_ok=True)
-        try:
-            path.rename(self._bin / uuid4().hex)
-        except FileNotFoundError:
-            return
+
+def _discard(path: Path | None, bin_: Path) -> None:
+    if path is None:
+        return
+    bin_.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.rename(bin_ / uuid4().hex)
+    except FileNotFoundError:
+        return
 
 
 def _remove_if_empty(path: Path) -> None:

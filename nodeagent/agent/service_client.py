@@ -36,6 +36,10 @@ class Unavailable(Exception):  # noqa: N818 - a situation that passes, not a fau
         self.retry_after = retry_after
 
 
+class PoolGone(Unavailable):
+    """There is no such pool, now."""
+
+
 class NotRegistered(Exception):  # noqa: N818 - a situation that passes, not a fault
     """The service does not know this life of the agent: register first."""
 
@@ -53,6 +57,8 @@ class ServiceClient:
         self._call_seconds = call_seconds
         self._retry_seconds = retry_seconds
         self._session: aiohttp.ClientSession | None = None
+        self.when_pool_gone: Callable[[], object] = lambda: None
+        """Called whenever the service says that there is no such pool."""
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator["ServiceClient"]:
@@ -95,6 +101,8 @@ class ServiceClient:
             try:
                 result = await self.call(name, body(), answer, extra_seconds=extra_seconds)
             except Unavailable as unavailable:
+                if isinstance(unavailable, PoolGone):
+                    self.when_pool_gone()
                 down_since = down_since or clock()
                 if clock() >= silent_until:
                     silent_until = clock() + REMIND_SECONDS
@@ -125,7 +133,9 @@ def _refusal(name: str, response: aiohttp.ClientResponse, content: bytes) -> Exc
     except ValidationError:
         error = ProtocolError(code=f"Http{status}", message=response.reason or "")
     text = f"the service answered {status} {error.code} to {name}: {error.message}"
-    if status >= 500 or status in _RETRIED or error.code == "PoolNotFound":
+    if error.code == "PoolNotFound":
+        return PoolGone(text, _retry_after(response))
+    if status >= 500 or status in _RETRIED:
         return Unavailable(text, _retry_after(response))
     if error.code == "NodeNotRegistered":
         return NotRegistered(text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -72,9 +73,8 @@ async def opened_transfers(
         for context in (identities.connected, downloads.connected, output_files.connected, installer.connected):
             await stack.enter_async_context(context())
         await packages.open()
-        cache = _cache(settings, layout, downloads)
+        cache = await _opened_cache(settings, layout, downloads)
         if cache is not None:
-            await cache.open()
             stack.push_async_callback(cache.close)
         every = settings.live_logs_seconds
         fetcher: Fetcher = DirectFetcher(downloads) if cache is None else cache
@@ -90,15 +90,22 @@ async def opened_transfers(
         )
 
 
-def _cache(settings: AgentSettings, layout: NodeLayout, downloads: Downloads) -> CachingFetcher | None:
+async def _opened_cache(settings: AgentSettings, layout: NodeLayout, downloads: Downloads) -> CachingFetcher | None:
+    """Open the cache. On a disk that is too full for it the node goes on without: it may have to make room first."""
     size = settings.cache_bytes
     if size is None:
         found = os.statvfs(layout.root)
         size = found.f_blocks * found.f_frsize // CACHE_SHARE
     if not size:
         return None
+    try:
+        cache = CachingFetcher(downloads, _private(layout.volatile / "cache"), size, settings.cache_verify)
+        await cache.open()
+    except (OSError, sqlite3.Error) as error:
+        log.warning("no cache of downloaded files in this life", why=str(error))
+        return None
     log.info("cache of downloaded files", max_bytes=size, verify=settings.cache_verify)
-    return CachingFetcher(downloads, _private(layout.volatile / "cache"), size, settings.cache_verify)
+    return cache
 
 
 def _private(path: Path) -> Path:

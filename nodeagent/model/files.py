@@ -42,7 +42,7 @@ class ResourceFile(BatchModel):
 
 def _fault(name: str, kind: Literal["missing", "value_error"], message: str) -> ValidationError:
     """Return the error of a rule about several properties, at the one that the client should change."""
-    error = PydanticCustomError(kind, message)  # type: ignore[arg-type]  # a literal for speed only
+    error = PydanticCustomError(kind, message)
     return ValidationError.from_exception_data("ResourceFile", [InitErrorDetails(type=error, loc=(name,), input=None)])
 
 

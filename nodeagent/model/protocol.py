@@ -102,7 +102,7 @@ class ApplicationPackage(BatchModel):
     version: str
     """Empty only together with `problem`."""
     is_default: bool = False
-    """It is what a reference without a version means: it has the variables without a version, too."""
+    """It is what a reference without a version means: of several versions, the variables without one name it."""
     sha256: str = ""
     """Hex digest of the zip file, which the service serves at `GET /packages/<sha256>` to who shows the node key."""
     size: int = 0

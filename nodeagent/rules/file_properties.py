@@ -24,6 +24,7 @@ MAX_START_TASK_CHARACTERS = 32768
 AUTO_STORAGE_NEEDED = "needs the settings auto_storage_url and auto_storage_key of the service"
 
 _CONTAINER = re.compile(r"\$root|\$web|\$logs|(?=.{3,63}$)[a-z0-9](-?[a-z0-9])*", re.ASCII)
+_BLANK = re.compile(r"[\x00-\x20]")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _OWN_HEADERS = frozenset({"authorization", "content-length", "host", "transfer-encoding", "x-ms-date", "x-ms-version"})
 """What the upload itself must say; a task that says it too could only break it."""
@@ -42,7 +43,8 @@ class FileFault:
 def task_file_faults(task: AnyTask, *, auto_storage: bool) -> Iterator[FileFault]:
     """Yield what is wrong with a task's files; `auto_storage` tells whether containers may be named without a URL."""
     for number, resource in enumerate(task.resource_files or ()):
-        yield from _prefixed(f"resourceFiles[{number}]", _of_resource(resource, auto_storage=auto_storage))
+        for fault in _of_resource(resource, auto_storage=auto_storage):
+            yield FileFault(f"resourceFiles[{number}].{fault.path}", fault.reason)
     outputs: Sequence[OutputFile] = getattr(task, "output_files", None) or ()
     for number, output in enumerate(outputs):
         yield from _prefixed(f"outputFiles[{number}]", _of_output(output))
@@ -84,7 +86,8 @@ def _of_resource(resource: ResourceFile, *, auto_storage: bool) -> Iterator[File
             yield FileFault("identityReference", "goes only with httpUrl or storageContainerUrl")
     if resource.file_path is not None:
         yield from _told("filePath", _path_fault(resource.file_path, is_file=resource.http_url is not None))
-    yield from _told("fileMode", _mode_fault(resource.file_mode))
+    if resource.file_mode is not None:
+        yield from _told("fileMode", _mode_fault(resource.file_mode))
     yield from _identity_faults(resource.identity_reference)
 
 
@@ -177,7 +180,7 @@ def _auto_storage_fault(name: str, *, auto_storage: bool) -> str | None:
 
 def _split(url: str) -> SplitResult | None:
     """Return the parts of a URL; None for what no client could request."""
-    if any(character <= " " for character in url):
+    if _BLANK.search(url) is not None:
         return None
     try:
         parts = urlsplit(url)

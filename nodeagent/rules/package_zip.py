@@ -30,6 +30,8 @@ _SMALL = 1 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Others can take gigabytes of memory to unpack a few bytes."""
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
+_UTF8 = 0x800
+_UNIX = 3
 _LOCAL_HEADER_BYTES = 30
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -141,7 +143,7 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry | None:
     """Return what an entry becomes; None for the package's own directory (`./`)."""
     path = _path(info)
     mode = info.external_attr >> 16
-    directory = info.orig_filename.endswith("/") or stat.S_ISDIR(mode)
+    directory = _name(info).endswith("/") or stat.S_ISDIR(mode)
     if directory:
         if info.file_size:
             raise PackageZipError(f"{_shown(info)} is a directory with content")
@@ -158,7 +160,7 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry | None:
 
 def _path(info: zipfile.ZipInfo) -> tuple[str, ...]:
     """Return the components of an entry's name. Raises PackageZipError for what could lead out of the package."""
-    name = info.orig_filename
+    name = _name(info)
     reason = next((reason for wrong, reason in _NAME_RULES if wrong(name)), None)
     if reason is not None:
         raise PackageZipError(f"{_shown(info)} {reason}")
@@ -168,6 +170,13 @@ def _path(info: zipfile.ZipInfo) -> tuple[str, ...]:
     if len(parts) > MAX_DEPTH:
         raise PackageZipError(f"{_shown(info)} lies more than {MAX_DEPTH} directories deep")
     return parts
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Return an entry's name; those that were made on Unix are bytes there, whatever the zip says of their encoding."""
+    if info.flag_bits & _UTF8 or info.create_system != _UNIX:
+        return info.orig_filename
+    return info.orig_filename.encode("cp437").decode(errors="surrogateescape")
 
 
 _NAME_RULES: tuple[tuple[Callable[[str], object], str], ...] = (
@@ -197,7 +206,7 @@ def _target(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: tuple[str, ...
     if info.file_size > _MAX_PATH_BYTES:
         raise PackageZipError(f"{_shown(info)} is a link with a target of more than {_MAX_PATH_BYTES} bytes")
     with damage_told(info.filename):
-        target = opened.read(info).decode()
+        target = opened.read(info).decode(errors="surrogateescape")
     parts = [part for part in target.split("/") if part not in ("", ".")]
     climbs = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
     outside = target.startswith("/") or ".." in parts[climbs:] or climbs > len(path) - 1
@@ -232,6 +241,6 @@ def _bytes(text: str) -> bytes:
 
 def _shown(info: zipfile.ZipInfo) -> str:
     """Return an entry's name as a message may show it: short, printable, on one line."""
-    name = info.orig_filename.encode("ascii", "backslashreplace").decode("ascii")
+    name = _name(info).encode("ascii", "backslashreplace").decode("ascii")
     printable = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name)
     return f"entry '{printable[:200]}'"

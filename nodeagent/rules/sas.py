@@ -10,8 +10,9 @@ from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from nodeagent.model.files import OutputFile, ResourceFile
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask
@@ -127,15 +128,21 @@ def told(
 
     Of a completed task only the former: its files have come and gone.
     """
-    first = warnings(task, created, max_wall_clock)
     if completed:
-        return first
-    expired = tuple(item for item in warnings(task, now, max_wall_clock) if item.code == SAS_EXPIRED)
-    overtaken = {item.property for item in expired}
-    kept = [
-        item for item in first if item.property not in overtaken or item.code in (SAS_LACKS_PERMISSION, SAS_MALFORMED)
-    ]
-    return tuple(sorted((*kept, *expired), key=lambda item: (item.property, item.code)))
+        return warnings(task, created, max_wall_clock)
+    return tuple(
+        SasWarning(code, need.property, message)
+        for need in _needs(task)
+        for code, message in _told_of_url(need, created, now, max_wall_clock)
+    )
+
+
+def _told_of_url(need: _Need, created: datetime, now: datetime, max_wall_clock: timedelta) -> Iterator[tuple[str, str]]:
+    expired = [item for item in _of_url(need, now, max_wall_clock) if item[0] == SAS_EXPIRED]
+    yield from expired
+    for item in _of_url(need, created, max_wall_clock):
+        if not expired or item[0] in (SAS_LACKS_PERMISSION, SAS_MALFORMED):
+            yield item
 
 
 def _needs(task: TaskWithFiles) -> Iterator[_Need]:
@@ -155,7 +162,7 @@ def _needs(task: TaskWithFiles) -> Iterator[_Need]:
 
 def _of_url(need: _Need, now: datetime, max_wall_clock: timedelta) -> Iterator[tuple[str, str]]:
     try:
-        sas = _parse(need.url)
+        sas = _parse(need.url.partition("#")[0].partition("?")[2])
     except _MalformedError as error:
         yield SAS_MALFORMED, str(error)
         return
@@ -205,9 +212,10 @@ def _lacking(sas: _Sas, need: _Need) -> str | None:
     return None
 
 
-def _parse(url: str) -> _Sas | None:
-    """Return the SAS of a URL; None if it has none, or only a query of another kind. Raises _MalformedError."""
-    query = _query(url)
+@lru_cache(maxsize=256)  # the many files of a task mostly have the SAS of one container
+def _parse(text: str) -> _Sas | None:
+    """Return the SAS of a URL's query; None if it has none, or is of another kind. Raises _MalformedError."""
+    query = _query(text)
     signed = "sig" in query and not {"sr", "srt", "si"}.isdisjoint(query)
     if not signed and not {"sv", "se", "sp"} <= query.keys():
         return None
@@ -225,11 +233,7 @@ def _parse(url: str) -> _Sas | None:
     )
 
 
-def _query(url: str) -> dict[str, str]:
-    try:
-        text = urlsplit(url).query
-    except ValueError:
-        return {}
+def _query(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in text.split("&"):
         name, _, value = part.partition("=")

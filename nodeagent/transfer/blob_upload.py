@@ -121,7 +121,10 @@ class FileUpload:
         await self._blob.commit([staged[number] for number in sorted(staged)], pieces.digest)
 
     def _read(self, begins: int, size: int) -> bytes:
-        """Read so many bytes. Raises UploadFailedError if they are not there any more."""
+        """Read so many bytes. Raises UploadFailedError if they are not there any more.
+
+        Who is cancelled does not wait for it: what it reads then, from whatever its handle is by now, is dropped.
+        """
         pieces: list[bytes] = []
         missing = size
         try:

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import random
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,7 +30,9 @@ from nodeagent.transfer.base import IdentityError, Meter, Tokens, TransferSettin
 from nodeagent.transfer.http_trouble import GivenUpError, HttpTroubleError
 
 _VERSION = "2023-11-03"
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 128 << 10
+_UNSENT_BYTES = 128 << 10
+"""So much the kernel takes before it has sent it: with megabytes of it a slow connection would look like a dead one."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _BLOCK = re.compile(rb"<Name>([A-Za-z0-9+/=]+)</Name>\s*<Size>([0-9]+)</Size>")
 _MAY_PASS = frozenset({"Md5Mismatch"})
@@ -73,7 +76,7 @@ class Tally:
 class Target:
     """Where a blob goes."""
 
-    container_url: str
+    container_url: str = field(repr=False)
     """With its SAS, if it has one: never shown."""
     blob: str
     headers: BlobHeaders
@@ -120,7 +123,7 @@ class BlobSession:
         context = await asyncio.to_thread(ssl.create_default_context)
         idle = self.settings.transfer_idle_seconds
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=context),
+            connector=aiohttp.TCPConnector(limit=0, ssl=context, socket_factory=_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"nodeagent/{__version__}", "x-ms-version": _VERSION},
             timeout=aiohttp.ClientTimeout(total=None, connect=idle, sock_connect=idle),
@@ -140,7 +143,8 @@ class BlobSession:
                     return await self._once(request, tally, meter)
             except HttpTroubleError as trouble:
                 again = tries.failed_once(progress=False)
-                if not again or not _may_pass(trouble):
+                too_late = (trouble.retry_after or 0) > self.settings.transfer_seconds
+                if not again or too_late or not _may_pass(trouble):
                     raise GivenUpError(trouble, tries.failed) from trouble
                 pause = transfer_retry.pause(tries.failed, random.random(), trouble.retry_after)  # noqa: S311 - jitter
             tally.retries += 1
@@ -183,6 +187,12 @@ class BlobSession:
             raise HttpTroubleError(Trouble.IDENTITY, str(error)) from error
 
 
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    return made
+
+
 async def _content(answer: aiohttp.ClientResponse) -> bytes:
     if answer.status >= 300:
         raise await http_trouble.of_answer(answer)
@@ -213,6 +223,7 @@ class _Body:
         self.data = data
         self._meter = meter
         self._sent = 0
+        self._over = False
 
     async def pieces(self, alive: _Alive) -> AsyncIterator[bytes]:
         """Give one piece after the other, each when the connection has taken the one before."""
@@ -220,13 +231,16 @@ class _Body:
         for begins in range(0, len(view), _PIECE_BYTES):
             piece = bytes(view[begins : begins + _PIECE_BYTES])
             yield piece
+            if self._over:  # answered or given up before all was sent
+                return
             alive.sign()
             self._sent += len(piece)
             if self._meter is not None:
                 self._meter.moved(len(piece))
 
     def take_back(self) -> None:
-        """What was sent did not arrive."""
+        """What was sent did not arrive, and nothing more is."""
+        self._over = True
         if self._meter is not None and self._sent:
             self._meter.moved(-self._sent)
         self._sent = 0

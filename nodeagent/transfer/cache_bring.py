@@ -11,7 +11,7 @@ from nodeagent.transfer.base import Download, Meter, Place
 from nodeagent.transfer.cache_flight import Flight, Flights
 from nodeagent.transfer.cache_store import CacheStore, Entry, NotWholeError
 from nodeagent.transfer.fetch import Downloader
-from nodeagent.transfer.placement import put_in_place, write_failure
+from nodeagent.transfer.placement import put_in_place
 
 MOST_FLIGHTS = 2
 """Who was in so many flights in vain, be it that they failed or brought something else, downloads for itself."""
@@ -117,31 +117,28 @@ class Bringing:
         return True
 
     async def _copy_of(self, entry: Entry) -> Path | None:
-        """Return a copy of the task's own; None if the cached file is no good. Raises TransferFailedError."""
+        """Return a copy of the task's own; None if the cached file is of no use."""
         try:
             return await self._copy_or_itself(entry)
         except NotWholeError:
             log.warning("a cached file is not what it was", url=shown(self._download.url))
         except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise write_failure(self._place, self._download.path, error) from error
             log.warning("a cached file cannot be copied", url=shown(self._download.url), reason=error.strerror)
         return None
 
-    async def _copy_or_itself(self, entry: Entry) -> Path:
-        """Without space for a copy others go first, and then the file itself leaves the cache."""
-        try:
-            return await self._store.copy_of(entry)
-        except OSError as error:
-            if error.errno not in _NO_SPACE:
-                raise
-        await self._store.shrink(entry.size)
-        try:
-            return await self._store.copy_of(entry)
-        except OSError as error:
-            if error.errno not in _NO_SPACE or (itself := await self._store.take(entry)) is None:
-                raise
-        return itself
+    async def _copy_or_itself(self, entry: Entry) -> Path | None:
+        """Without space for a copy others go first, and then the file itself leaves the cache for its only user.
+
+        If there are more users, it goes too: each downloads for itself then, as far as there is space.
+        """
+        for _ in range(2):
+            try:
+                return await self._store.copy_of(entry)
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    raise
+            await self._store.shrink(entry.size)
+        return await self._store.take(entry)
 
     async def _show(self, file: Path) -> None:
         await put_in_place(file, self._place, self._download.path, self._download.mode)

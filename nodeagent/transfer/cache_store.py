@@ -4,8 +4,9 @@
     <folder>/entries/<name> the files; a name is never used twice
     <folder>/copies/<name>  copies on their way to a task; emptied when the cache is opened
 
-A file is in the folder before the index knows it, and the index forgets it before it goes: whatever is killed in
-between leaves a file without a record, which goes when the cache is opened. All state is changed on the event loop,
+A file is in the folder, and on the disk, before the index knows it, and the index forgets it before it goes: whatever
+is killed in between leaves a file without a record, which goes when the cache is opened. Tasks have their copies while
+the file is still being written to the disk: they do not wait for that. All state is changed on the event loop,
 all file work is done in threads that no cancellation leaves behind.
 """
 
@@ -36,6 +37,8 @@ MOST_ENTRIES = 50_000
 """So that opening the cache and remembering it stay cheap, however small the files are."""
 COPIES = 4
 """Copies made at a time: more only fight for the same disk and memory."""
+SYNCS = 2
+"""Files that are written to the disk at a time."""
 _COARSE_SECONDS = 60
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -83,6 +86,8 @@ class CacheStore:
         self._bytes = 0
         self._clones = False
         self._copying = asyncio.Semaphore(COPIES)
+        self._syncing = asyncio.Semaphore(SYNCS)
+        self._settling: set[asyncio.Task[None]] = set()
 
     @property
     def largest(self) -> int:
@@ -109,7 +114,13 @@ class CacheStore:
 
     async def close(self) -> None:
         """Close the index; the files stay for the next life."""
+        await self.settle()
         await in_thread(lambda _: self._index.close())
+
+    async def settle(self) -> None:
+        """Wait until all files are on the disk and in the index, or dropped because that failed."""
+        while self._settling:
+            await asyncio.wait(self._settling)
 
     def find(self, key: str) -> Entry | None:
         """Return the cached file of a key, if there is one."""
@@ -178,16 +189,32 @@ class CacheStore:
             return None
         self._bytes += fetched.size
         try:
-            record = await asyncio.to_thread(self._add, key, fetched.path, fetched.validator)
-        except (OSError, sqlite3.Error) as error:
+            record = await asyncio.to_thread(self._move_in, key, fetched.path, fetched.validator)
+        except OSError as error:
             self._bytes -= fetched.size
-            log.warning("a file is not cached", reason=str(error))
+            log.warning("a file is not cached", reason=error.strerror)
             return None
         earlier = self._entries.pop(key, None)
         entry = self._entries[key] = Entry(record)
         if earlier is not None:
             await self._let_go([earlier])
+        settling = asyncio.create_task(self._settle(entry))
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
         return entry
+
+    async def _settle(self, entry: Entry) -> None:
+        """Make a file one that the next life finds, unless it is dropped meanwhile."""
+        try:
+            async with self._syncing:
+                if not entry.dropped:
+                    await asyncio.to_thread(self._sync, entry.record)
+                if not entry.dropped:
+                    await asyncio.to_thread(self._index.add, entry.record)
+        except (OSError, sqlite3.Error) as error:
+            if not entry.dropped:
+                log.warning("a file is not cached", reason=str(error))
+                await self._drop([entry])
 
     async def _make_room(self, size: int) -> bool:
         """Remove what was not used for longest until `size` more bytes fit."""
@@ -264,21 +291,17 @@ class CacheStore:
         _remove(self._entries_folder / name for name in sizes.keys() - kept)
         return whole
 
-    def _add(self, key: str, staged: Path, validator: Validator) -> Record:
+    def _move_in(self, key: str, staged: Path, validator: Validator) -> Record:
         name = secrets.token_hex(16)
         with _opened(staged) as handle:
             summed = digest(handle, Event()) if self._verify == "content" else None
+            staged.rename(self._entries_folder / name)
+            stamp = stamp_of(os.fstat(handle))  # after the rename, which changes ctime
+        return Record(name, key, validator.etag, validator.last_modified, stamp, summed, int(time.time()))
+
+    def _sync(self, record: Record) -> None:
+        with _opened(self._entries_folder / record.name) as handle:
             os.fsync(handle)
-            target = self._entries_folder / name
-            staged.rename(target)
-            try:
-                stamp = stamp_of(os.fstat(handle))
-                record = Record(name, key, validator.etag, validator.last_modified, stamp, summed, int(time.time()))
-                self._index.add(record)
-            except BaseException:
-                target.rename(staged)
-                raise
-        return record
 
     def _copy(self, entry: Entry, path: Path, abandoned: Event) -> None:
         with self._checked(entry) as source:

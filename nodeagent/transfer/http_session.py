@@ -21,7 +21,7 @@ from nodeagent.transfer.http_trouble import GivenUpError, HttpTroubleError
 READ_BYTES = 1 << 18
 """What a connection holds for its reader, at most twice, and what is written at once.
 
-64 KiB, the default, cost twice the time; 1 MiB is no faster and costs four times the memory (benchmarks/transfer.py).
+64 KiB, the default, takes up to twice the time; 1 MiB is no faster, and eight requests then hold 25 MiB more.
 """
 REDIRECTS = 5
 _REDIRECTING = frozenset({301, 302, 303, 307, 308})

@@ -5,6 +5,7 @@ No text in here is made of a URL's query or of what a server wrote, so none can 
 
 import re
 import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import aiohttp
@@ -17,7 +18,9 @@ from nodeagent.rules.transfer_retry import Trouble
 ERROR_BYTES = 65536
 """How much of the content of an error is read."""
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,128})</Code>")
-_TOKEN = re.compile(r"[\x21-\x7e]{1,128}")
+_CODE_TEXT = re.compile(r"[A-Za-z0-9.]{1,128}", re.ASCII)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+"""Stricter than storage is: a server that repeats the request in its headers could show a SAS or a token."""
 
 
 class HttpTroubleError(Exception):
@@ -89,20 +92,25 @@ async def of_answer(response: aiohttp.ClientResponse) -> HttpTroubleError:
     if "x-ms-error-code" not in headers:
         content = await _beginning(response)
     code = headers.get("x-ms-error-code", "")
-    if not _TOKEN.fullmatch(code):
+    if not _CODE_TEXT.fullmatch(code):
         matched = _CODE.search(content)
         code = matched.group(1).decode() if matched else ""
-    request_id = headers.get("x-ms-request-id", "")
     return HttpTroubleError(
         Trouble.STATUS,
         f"the server answered with status {response.status}" + (f" ({code})" if code else ""),
         status=response.status,
         evidence=(
             ("StorageErrorCode", code),
-            ("RequestId", request_id if _TOKEN.fullmatch(request_id) else None),
+            ("RequestId", request_id(headers)),
         ),
         retry_after=transfer_retry.retry_after(headers.get("Retry-After"), datetime.now(UTC)),
     )
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Return the id by which the storage's operator finds the request, if it is one."""
+    text = headers.get("x-ms-request-id", "")
+    return text if _REQUEST_ID.fullmatch(text) else None
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:

@@ -92,7 +92,11 @@ class Identities:
         if flight is None:
             flight = self._begin(key)
         # Who waits may be cancelled; the others that wait for the same token are not.
-        return (await asyncio.shield(flight)).text
+        await asyncio.wait([flight])
+        if flight.cancelled():
+            # Not by who waits: it would be taken for a cancellation of his own.
+            raise IdentityError(f"No token for {_named(key)}: the node is stopping")
+        return flight.result().text
 
     def _begin(self, key: str | None) -> "asyncio.Task[_Token]":
         flight = asyncio.create_task(self._fetch(key), name="identity-token")

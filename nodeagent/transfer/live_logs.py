@@ -21,6 +21,7 @@ from nodeagent.transfer.file_walk import open_regular
 from nodeagent.transfer.http_trouble import GivenUpError
 from nodeagent.transfer.output_files import OutputFiles
 from nodeagent.transfer.run_as import RunAsError, UserThread
+from nodeagent.transfer.uninterrupted import uninterrupted
 from nodeagent.transfer.upload_plan import Uploads
 
 log = structlog.get_logger(__name__)
@@ -146,7 +147,8 @@ class _LiveLog:
                 await blob.stage(block, data)
             blocks.append(block)
             at += block.size
-        await blob.commit(blocks, None)
+        # Not to be cut: the storage could still be at it when the upload of the task's end has overtaken it.
+        await uninterrupted(blob.commit(blocks, None))
         self._blocks = blocks
 
 

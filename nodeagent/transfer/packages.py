@@ -29,6 +29,7 @@ from nodeagent.rules.failures import disk_full, failure_of
 from nodeagent.rules.package_zip import PackageZipError
 from nodeagent.rules.packages import directory_name, reference
 from nodeagent.rules.transfer_retry import Tries, Trouble
+from nodeagent.transfer import http_trouble
 from nodeagent.transfer.base import Meter, TransferFailedError, TransferSettings
 from nodeagent.transfer.uninterrupted import in_thread
 from nodeagent.transfer.unzip import RESERVE_BYTES, NoRoomError, unzip
@@ -195,7 +196,8 @@ class PackageInstaller:
                 async for chunk in response.content.iter_chunked(_READ_BYTES):
                     await download.take(chunk)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _RequestError(str(error) or type(error).__name__, Trouble.CONNECTION) from error
+            # `from None`: the text of the HTTP client may have the answer in it, and so whatever the server repeats.
+            raise _RequestError(str(http_trouble.of_exception(error)), Trouble.CONNECTION) from None
         await download.check()
 
     async def _unpack(self, work: Path, meter: Meter) -> None:

@@ -46,11 +46,6 @@ async def put_in_place(file: Path, place: Place, path: str, mode: int) -> None:
     await in_thread(partial(_put, file, place, path, mode))
 
 
-def write_failure(place: Place, path: str, error: OSError) -> TransferFailedError:
-    """Return the failure of a file of a place whose bytes could not be written."""
-    return _failure(_NOT_WRITTEN, place, path, error)
-
-
 def _put(file: Path, place: Place, path: str, mode: int, abandoned: Event) -> None:
     try:
         *directories, name = _components(place, path)

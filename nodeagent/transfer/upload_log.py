@@ -17,6 +17,7 @@ import structlog
 
 from nodeagent.model.times import format_time
 from nodeagent.transfer.base import Owner
+from nodeagent.transfer.uninterrupted import uninterrupted
 
 log = structlog.get_logger(__name__)
 
@@ -38,15 +39,21 @@ class UploadLog:
     async def __aenter__(self) -> Self:
         """Make the files, or open those of a former life."""
         try:
-            await asyncio.to_thread(self._open)
+            await uninterrupted(asyncio.to_thread(self._open))
         except OSError as error:
             log.warning("upload logs can't be written", directory=str(self._root), why=error.strerror)
+        except asyncio.CancelledError:
+            self._close()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the files."""
+        self._close()
+
+    def _close(self) -> None:
         for handle in self._files.values():
             os.close(handle)
         self._files.clear()
@@ -66,7 +73,8 @@ class UploadLog:
         now = format_time(datetime.now(UTC))
         text = "".join(f"{now} {line}\n" for line in lines).encode("utf-8", "backslashreplace")
         try:
-            await asyncio.to_thread(os.write, handle, text)
+            # Not to be left alone: its handle may be closed and another file's by the time that it writes.
+            await uninterrupted(asyncio.to_thread(os.write, handle, text))
         except OSError as error:
             log.warning("upload log not written", file=str(self._root / name), why=error.strerror)
             os.close(self._files.pop(name))

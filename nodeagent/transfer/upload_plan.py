@@ -124,7 +124,7 @@ def _add_rule(plan: Plan, uploads: Uploads, number: int) -> None:
         pattern = file_pattern(rule.file_pattern, uploads.environment)
         blob_headers(container.upload_headers or (), "")
     except (FilePatternError, UploadHeaderError) as error:
-        plan.files.append(_failed(number, rule.file_pattern, "", str(error)))
+        plan.files.append(_failed(number, readable(rule.file_pattern), "", str(error)))
         return
     findings = find(pattern, str(uploads.wd))
     for file in findings.files:
@@ -139,7 +139,9 @@ def _add_rule(plan: Plan, uploads: Uploads, number: int) -> None:
 def _planned(rule: int, file: FoundFile, blob: str) -> PlannedFile:
     path = readable(file.path)
     if path != file.path or readable(blob) != blob:
-        return _failed(rule, path, readable(blob), "the name is not valid UTF-8, as names of blobs must be")
+        return _failed(
+            rule, path, readable(blob), "the name has bytes or control characters that no blob's name can have"
+        )
     if len(blob) > LONGEST_BLOB_NAME:
         return _failed(
             rule, path, blob, f"the blob's name would have {len(blob)} characters; at most {LONGEST_BLOB_NAME}"

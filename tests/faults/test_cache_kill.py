@@ -89,6 +89,7 @@ async def main():
         arm()
     async with world(folder, max_bytes=210_000, web=web) as there:
         await there.bring(OTHER, "before")
+        await there.cache._store.settle()
         arm()
         await there.wave([URL] * 3)
         web.files[URL] = (CONTENTS[URL], '"2"')

@@ -80,7 +80,7 @@ async def running_endpoint() -> AsyncIterator[Endpoint]:
     endpoint = Endpoint("", rsa.generate_private_key(65537, 2048))
     application = web.Application()
     application.router.add_get(PATH, endpoint.answer)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    runner = web.AppRunner(application, shutdown_timeout=0.1, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

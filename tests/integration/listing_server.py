@@ -21,7 +21,7 @@ async def serving(*answers: Handler, tls: ssl.SSLContext | None = None) -> Async
 
     application = web.Application()
     application.router.add_get("/{path:.*}", handle)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    runner = web.AppRunner(application, shutdown_timeout=0.1, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 from nodeagent.agent.daemon import run_agent
 from nodeagent.agent.testing import ScriptedService, agent_settings, task
 from nodeagent.model.protocol import AttemptKind, ChangeRetention, EndJobSession, StopAttempt, StopReason
+from tests.integration.faulty_server import Asked, Reply, faulty_server
 
 MIB = 1 << 20
 WRITES = "/bin/sh -c 'head -c 10M /dev/zero > big'"
@@ -31,6 +33,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "nodeagent-test", path], check=True)
     yield path
     subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(path: Path) -> None:
+    """Leave no byte free."""
+    subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=4k"], stderr=subprocess.DEVNULL, check=False)
 
 
 @asynccontextmanager
@@ -153,3 +160,76 @@ async def test_another_retention_time_takes_effect_on_files_that_are_there(
         (tmp_path / "go").touch()
         await until(lambda: not (job / "runs").exists())
         assert (job / "stays").exists()
+
+
+class Zeros:
+    """A server of one large file."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    async def answer(self, asked: Asked, reply: Reply) -> None:
+        """Send it, or the range of it that was asked for."""
+        start, end = asked.range(self.size) if "range" in asked.headers else (0, self.size)
+        span = {"Content_Range": f"bytes {start}-{end - 1}/{self.size}"} if "range" in asked.headers else {}
+        await reply.head(206 if span else 200, Content_Length=str(end - start), ETag='"one"', **span)
+        for _ in range(start, end, MIB):
+            await reply.body(bytes(min(MIB, end - start)))
+
+
+async def test_a_download_that_fills_the_disk_fails_its_task_and_nothing_else(
+    disk: Path, service: ScriptedService
+) -> None:
+    """DiskFull; what had come is gone again, and the node goes on."""
+    async with agent(disk, service, cache_bytes=0) as job, faulty_server(Zeros(80 * MIB).answer) as server:
+        file = {"http_url": server.url(), "file_path": "f"}
+        service.send(task("a1", "/bin/true", task_id="t", work={"resource_files": (file,)}))
+        outcome = (await service.terminal("a1")).outcome
+        assert outcome is not None
+        assert outcome.failure_info is not None
+        assert (outcome.exit_code, outcome.failure_info.code) == (None, "DiskFull")
+        await until(lambda: free(disk) > 55 * MIB)
+        assert list((job / "t" / "wd").iterdir()) == []
+
+        await ran(service, "a2")
+        assert (job / "a2" / "wd" / "big").stat().st_size == 10 * MIB
+
+
+@pytest.mark.parametrize("limit", ["cleanup_free_bytes", "disk_soft_free_bytes"])
+async def test_the_cache_goes_before_files_of_tasks_and_before_tasks_wait(
+    limit: str, disk: Path, service: ScriptedService
+) -> None:
+    """What can be brought again is worth least; it is brought again when it is needed."""
+    settings = {limit: 30 * MIB, "cache_bytes": 32 * MIB}
+    async with agent(disk, service, **settings) as job, faulty_server(Zeros(20 * MIB).answer) as server:
+        file = {"http_url": server.url(), "file_path": "f"}
+        work = {"resource_files": (file,)}
+        for name in ("a1", "a2"):
+            service.send(task(name, "/bin/sh -c 'stat -c %s f; rm f'", task_id=name, work=work))
+            await service.terminal(name)
+        service.send(task("a3", "/bin/true", task_id="a3", work=work))
+        await service.terminal("a3")
+        await until(lambda: free(disk) >= 30 * MIB)
+
+        assert {name for name in ("a1", "a2", "a3") if (job / name).exists()} == {"a1", "a2", "a3"}
+        assert (job / "a2" / "stdout.txt").read_text() == f"{20 * MIB}\n"
+        assert (job / "a3" / "wd" / "f").stat().st_size == 20 * MIB
+
+
+async def test_a_node_that_starts_on_a_full_disk_makes_room_and_works_on(
+    disk: Path, tmp_path: Path, service: ScriptedService
+) -> None:
+    """There is no room for a cache, so it goes without; ended tasks make way for new ones."""
+    settings = {"root": disk / "root", "cache_bytes": 16 * MIB}
+    async with agent(tmp_path, service, **settings):
+        await ran(service, "a1")
+    job = disk / "root" / "workitems" / "job" / "job-1"
+    fill(disk / "filled")
+    rmtree(disk / "root" / "volatile" / "cache")
+    fill(disk / "filled as well")
+
+    async with agent(tmp_path, service, cleanup_free_bytes=8 * MIB, **settings):
+        await until(lambda: not (job / "a1").exists())
+        await ran(service, "a2", command="/bin/sh -c 'echo x > f'")
+
+    assert (job / "a2" / "wd" / "f").read_text() == "x\n"

@@ -166,6 +166,29 @@ async def test_trouble_is_logged_once_without_a_secret_and_passes(
     assert "sig" not in str(logs)
 
 
+async def test_a_commit_that_is_under_way_is_waited_for(task: Task, container: Container, proxy: Proxy) -> None:
+    """The upload of the task's end would else be replaced by what was before it."""
+    task.rules = [rule("../stdout.txt", proxy.through(container.url_with_sas("cw")))]
+    (task.root / "stdout.txt").write_text("said\n")
+    committing, released = asyncio.Event(), asyncio.Event()
+
+    async def slow(asked: Asked) -> None:
+        if asked.kind == "Put Block List":
+            committing.set()
+            await released.wait()
+
+    proxy.fault = slow
+    async with followed(task) as following:
+        await asyncio.wait_for(committing.wait(), 20)
+        following.cancel()
+        done, _ = await asyncio.wait([following], timeout=0.2)
+        assert not done
+        released.set()
+        await asyncio.wait([following], timeout=20)
+        assert following.cancelled()
+    assert container.content("stdout.txt") == b"said\n"
+
+
 async def test_a_pipe_in_place_of_a_log_holds_nobody(task: Task, container: Container, proxy: Proxy) -> None:
     """The other log goes on."""
     os.mkfifo(task.root / "stdout.txt")

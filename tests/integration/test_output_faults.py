@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nodeagent.transfer.output_files import CHANGED, OutputFiles
 from nodeagent.transfer.upload_plan import FileState
 from tests.integration.azurite import Azurite, Container
 from tests.integration.output_files import Task, details, rule
-from tests.integration.storage_proxy import Asked, Proxy, running_proxy
+from tests.integration.storage_proxy import Asked, Proxy, no_fault, running_proxy
 
 pytest_plugins = ["tests.integration.storage_fixtures"]
 
@@ -104,7 +105,7 @@ async def test_a_transfer_has_a_deadline_whatever_moves(task: Task, container: C
     """A storage that is always busy does not hold a task for ever."""
 
     async def busy(_asked: Asked) -> web.StreamResponse:
-        return web.Response(status=503, headers={"Retry-After": "1"})
+        return web.Response(status=503)
 
     proxy.fault = busy
     task.file("a")
@@ -114,6 +115,25 @@ async def test_a_transfer_has_a_deadline_whatever_moves(task: Task, container: C
     assert failure is not None
     assert failure.code == "FileUploadTimedOut"
     assert "not uploaded within the 0.5 seconds" in details(failure)["Message"]
+
+
+async def test_a_storage_that_says_to_come_back_too_late_is_not_waited_for(
+    task: Task, container: Container, proxy: Proxy
+) -> None:
+    """The deadline would be over before."""
+
+    async def busy(_asked: Asked) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": "100", "x-ms-error-code": "ServerBusy"})
+
+    proxy.fault = busy
+    task.file("a")
+    task.settings = TransferSettings(transfer_tries=100, transfer_seconds=50)
+    task.rules = [rule("a", proxy.through(container.url_with_sas("cw")))]
+    failure = await task.upload()
+    assert failure is not None
+    assert failure.code == "FileUploadTimedOut"
+    assert details(failure)["HttpStatus"] == "503"
+    assert len(proxy.asked) == 1
 
 
 async def test_a_redirect_is_not_followed(task: Task, container: Container, proxy: Proxy) -> None:
@@ -296,3 +316,100 @@ async def test_without_permission_to_look_all_blocks_are_sent_again(
     assert await task.upload() is None
     assert proxy.count("Put Block") == 6
     assert container.content("a") == content
+
+
+async def test_an_upload_that_is_cancelled_leaves_nothing_open_and_goes_on_later(
+    task: Task, container: Container, proxy: Proxy
+) -> None:
+    """As when the agent is stopped in the middle of it: the next one finishes it."""
+    for number in range(20):
+        task.file(f"{number:02}", os.urandom(2 * MIB if number == 5 else 10))
+    task.rules = [rule("*", proxy.through(container.url_with_sas("rcw")))]
+    half = asyncio.Event()
+    released = asyncio.Event()
+
+    async def hang(asked: Asked) -> None:
+        if asked.number > 10:
+            half.set()
+            await released.wait()
+
+    proxy.fault = hang
+
+    def handles() -> set[str]:
+        return {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+
+    before = handles()
+    uploading = asyncio.create_task(task.upload())
+    await asyncio.wait_for(half.wait(), 20)
+    uploading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await uploading
+    assert not [name for name in handles() - before if str(task.root) in name]
+    proxy.fault = no_fault
+    released.set()
+    assert await task.upload() is None
+    assert len(container.names()) == 20
+    planned = await task.planned()
+    assert planned is not None
+    assert all(file.state is FileState.DONE for file in planned)
+
+
+async def test_a_slow_connection_is_not_silent(task: Task, container: Container, proxy: Proxy) -> None:
+    """The limit is for bytes that do not move, not for the time that a request takes."""
+    content = os.urandom(MIB)
+    task.file("a", content)
+    task.settings = TransferSettings(transfer_tries=1, transfer_idle_seconds=1)
+    taken: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            while sum(map(len, taken)) < len(content):
+                taken.append(await reader.read(16384))
+                await asyncio.sleep(0.04)  # 64 of them: 2.5 s
+            writer.write(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+        finally:
+            writer.close()
+
+    # Small buffers of the kernel: what is sent is what was taken, nearly.
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        server = await asyncio.start_server(serve, sock=listening, limit=4096)
+        async with server:
+            port = listening.getsockname()[1]
+            task.rules = [rule("a", f"http://127.0.0.1:{port}/account/c")]
+            failure = await task.upload()
+    assert failure is None
+    assert b"".join(taken) == content
+
+
+async def test_a_refusal_before_all_was_sent_is_heard(task: Task) -> None:
+    """A storage need not take megabytes from who may not write: it answers, and reads no further."""
+    task.file("a", os.urandom(8 * MIB))
+    task.settings = TransferSettings(transfers=1, transfer_tries=3, transfer_idle_seconds=5)
+    connections = 0
+    served = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\nx-ms-error-code: AuthorizationFailure\r\n\r\n")
+            await writer.drain()
+            await served.wait()
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=4096) as server:
+        port = server.sockets[0].getsockname()[1]
+        task.rules = [rule("a", f"http://127.0.0.1:{port}/account/c")]
+        failure = await task.upload()
+        served.set()
+    assert failure is not None
+    assert failure.code == "FileUploadAccessDenied"
+    assert details(failure)["StorageErrorCode"] == "AuthorizationFailure"
+    assert connections == 1
+    assert task.meter.progress().bytes_done == 0

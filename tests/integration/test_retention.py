@@ -124,3 +124,50 @@ async def test_what_expired_while_the_agent_was_away_goes_at_its_start(
             await until(lambda: not directory.exists(), "the files to go")
         stop.set()
         assert await agent == 0
+
+
+async def test_files_go_with_the_pool_but_for_ends_that_nobody_has_heard_of(
+    service: ScriptedService, job: Path, tmp_path: Path
+) -> None:
+    """Retention ends early when the node leaves its pool; what a preparation left running ends too."""
+    marker = tmp_path / "root" / "shared" / "pid"
+    left = "/bin/sh -c 'sleep 600 & echo $! > $AZ_BATCH_NODE_SHARED_DIR/pid'"
+    service.send(task("p", left, kind=AttemptKind.JOB_PREPARATION))
+    await service.terminal("p")
+    service.send(task("u", "/bin/true", task_id="u", gate="p"))
+    await service.terminal("u")
+    await service.until(lambda: not service.heartbeats[-1].live_attempts)
+    service.refuse("reports", 503, "Busy", times=1000)
+    service.send(task("owed", "/bin/true", task_id="owed"))
+    await until((job / "owed" / "stdout.txt").exists, "the task to run")
+
+    service.refuse("register", 404, "PoolNotFound", times=1000)
+    service.forget_node()
+    await until(lambda: not (job / "u").exists(), "the files to go")
+    assert (job / "owed" / "stdout.txt").exists()
+    assert (job / "jobpreparation").exists()
+
+    service._refusals.clear()
+    await service.terminal("owed")
+    await until(lambda: not Path(f"/proc/{marker.read_text().strip()}").exists(), "what was left to end")
+    await until(lambda: not (job / "jobpreparation").exists(), "the preparation's files to go")
+
+
+async def test_a_pool_that_is_not_there_when_the_agent_starts_costs_no_files(
+    service: ScriptedService, tmp_path: Path
+) -> None:
+    """It may be a name that was mistyped, or a service of somebody else."""
+    directory = tmp_path / "root" / "workitems" / "job" / "job-1" / "t"
+    for life in range(2):
+        stop = asyncio.Event()
+        agent = asyncio.create_task(run_agent(agent_settings(tmp_path, service.url), stop))
+        if life == 0:
+            service.send(task("a1", "/bin/true", task_id="t"))
+            await service.terminal("a1")
+            await service.until(lambda: bool(service.heartbeats) and not service.heartbeats[-1].live_attempts)
+            service.refuse("register", 404, "PoolNotFound", times=3)
+        else:
+            await service.registered(2)
+        stop.set()
+        assert await agent == 0
+    assert directory.exists()

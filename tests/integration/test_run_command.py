@@ -3,11 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from aiohttp import web
 
 from tests.integration.command_line import (
     ended,
@@ -270,3 +273,46 @@ async def test_loose_lets_unsupported_properties_pass(tmp_path: Path, folder: Pa
     status, _, err = await nodeagent("run", path, "--loose", f"--state-dir={folder}")
     assert status == 0, err
     assert "warning" in err
+
+
+async def test_what_a_sas_will_do_and_what_is_downloaded_is_told(tmp_path: Path, folder: Path) -> None:
+    """The warning comes first, with its line; a long download has a line of its own; the signature is nowhere."""
+    signature = "c2lnbmF0dXJlIHRoYXQgbXVzdCBub3QgYmUgc2hvd24="
+    told, asked = asyncio.Event(), asyncio.Event()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(2 << 20)})
+        await response.prepare(request)
+        await response.write(bytes(1 << 20))
+        asked.set()
+        async with asyncio.timeout(30):
+            await told.wait()
+        await response.write(bytes(1 << 20))
+        return response
+
+    app = web.Application()
+    app.router.add_get("/data", slowly)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        sas = f"sv=2024-01-01&sr=b&sp=r&se=2024-06-01&sig={quote(signature, safe='')}"
+        files = [{"httpUrl": f"http://127.0.0.1:{runner.addresses[0][1]}/data?{sas}", "filePath": "data"}]
+        task = {"id": "t", "commandLine": shell("wc -c data"), "resourceFiles": files}
+        job = job_file(tmp_path, {"id": "slow", "tasks": [task]})
+        async with started("run", job, "--slots=1", f"--state-dir={folder}") as process:
+            line = await line_with(process, "t: downloading")
+            assert re.search(r"t: downloading [0-9.]+ [KM]iB", line), "what has come is counted while it comes"
+            assert asked.is_set()
+            told.set()
+            status, out, err = await ended(process)
+    finally:
+        await runner.cleanup()
+    assert status == 0, out + err
+    message = "tasks[0].resourceFiles[0].httpUrl: the SAS expired at 2024-06-01T00:00:00Z"
+    assert err.startswith(f"nodeagent: warning: {job}:1:")
+    assert message in err.splitlines()[0]
+    logs = [folder / "service.log", folder / "nodes" / "node-1" / "agent.log"]
+    for text in (out, err, *(log.read_text() for log in logs)):
+        assert signature not in text
+        assert quote(signature, safe="") not in text

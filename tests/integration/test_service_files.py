@@ -191,6 +191,26 @@ async def test_a_sas_that_will_not_hold_is_told(world: World) -> None:
     assert "nodeagent-warnings" not in plain.headers
 
 
+async def test_a_job_tells_of_its_special_tasks(world: World) -> None:
+    """Of preparation and release as if they began now; a job that has ended needs nothing any more."""
+    url = f"https://account.blob.core.windows.net/c?sv=2024-01-01&se=2025-01-01&sp=rl&sr=c&sig={SIGNATURE}"
+    special = {"commandLine": "x", "resourceFiles": [{"storageContainerUrl": url}]}
+    job = {"id": "k", "poolInfo": {"poolId": "pool"}, "jobPreparationTask": special, "jobReleaseTask": special}
+    assert (await world.ask("POST", "/jobs", job)).headers["nodeagent-warnings"] == "2"
+    (listed,) = (await world.ask("GET", "/jobs")).body["value"]
+    shown = (await world.ask("GET", "/jobs/k")).body
+    assert listed["nodeagent"] == shown["nodeagent"]
+    assert [item["property"] for item in shown["nodeagent"]["warnings"]] == [
+        "jobPreparationTask.resourceFiles[0].storageContainerUrl",
+        "jobReleaseTask.resourceFiles[0].storageContainerUrl",
+    ]
+    assert SIGNATURE not in str(shown["nodeagent"])
+    await world.ask("POST", "/jobs/k/terminate")
+    ended = (await world.ask("GET", "/jobs/k")).body
+    assert ended["state"] == "completed"
+    assert "nodeagent" not in ended
+
+
 async def test_auto_storage_that_is_not_there_is_refused_by_its_setting(world: World) -> None:
     """For a task, one of a collection, and the tasks of a job."""
     files = {"resourceFiles": [{"autoStorageContainerName": "input"}]}

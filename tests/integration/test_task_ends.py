@@ -22,12 +22,6 @@ from nodeagent.agent.testing import ScriptedService, agent_settings, task
 from nodeagent.model.container import ContainerSettings
 from nodeagent.model.enums import ExecutionResult
 from nodeagent.model.failure import FailureInfo
-from nodeagent.model.files import (
-    OutputFile,
-    OutputFileBlobContainerDestination,
-    OutputFileDestination,
-    ResourceFile,
-)
 from nodeagent.model.protocol import Assignment, AttemptKind, Outcome, StopAttempt, StopReason, Transition
 from nodeagent.runtime.process import ProcessRuntime
 from nodeagent.shim import records
@@ -221,28 +215,10 @@ def asking(assignment: Assignment, **more: object) -> Assignment:
 
 async def test_what_this_agent_is_too_old_for_fails_by_name(service: ScriptedService, node: Node) -> None:
     """The service refuses such work; an agent that gets it all the same says so, and runs nothing."""
-    file = ResourceFile(http_url="https://example.org/f", file_path="f")
-    service.send(
-        asking(task("a1", "/bin/true"), resource_files=(file,)),
-        asking(task("a2", "/bin/true"), container_settings=ContainerSettings(image_name="i")),
-    )
-    for attempt_id, code, what in (
-        ("a1", "BlobDownloadMiscError", "resource files"),
-        ("a2", "ContainerMiscError", "container images"),
-    ):
-        failure, details = await failure_of(service, attempt_id)
-        assert (failure.code, (await outcome_of(service, attempt_id)).exit_code) == (code, None)
-        assert what in str(details["Message"])
-
-
-async def test_uploads_that_this_agent_cannot_make_keep_the_exit_code(service: ScriptedService, node: Node) -> None:
-    """The command has run; the failure is that of the upload (spec/node.md §5)."""
-    container = OutputFileBlobContainerDestination(container_url="https://example.org/c")
-    file = OutputFile(file_pattern="*", destination=OutputFileDestination(container=container))
-    service.send(asking(task("a1", "/bin/true"), output_files=(file,)))
+    service.send(asking(task("a1", "/bin/true"), container_settings=ContainerSettings(image_name="i")))
     failure, details = await failure_of(service, "a1")
-    assert (failure.code, (await outcome_of(service, "a1")).exit_code) == ("FileUploadMiscError", 0)
-    assert "output files" in str(details["Message"])
+    assert (failure.code, (await outcome_of(service, "a1")).exit_code) == ("ContainerMiscError", None)
+    assert "container images" in str(details["Message"])
 
 
 # What fails by itself.

@@ -2,7 +2,10 @@
 
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -21,15 +24,21 @@ GROUP = 60772
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Task:
-    """A directory of the task's user, below directories that all may pass."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and stat.S_IMODE(folder.stat().st_mode) & 0o005 != 0o005:
-            folder.chmod(folder.stat().st_mode | 0o011)
-    made = Task(tmp_path / "task")
-    for folder in (made.root, made.wd):
-        os.chown(folder, MINE, MINE)
-        folder.chmod(0o700)
+def folder() -> Iterator[Path]:
+    """A folder that everybody may pass."""
+    path = Path(tempfile.mkdtemp(prefix="task-user-"))
+    path.chmod(0o711)
+    yield path
+    rmtree(path)
+
+
+@pytest.fixture
+def task(folder: Path) -> Task:
+    """A directory of the task's user."""
+    made = Task(folder / "task")
+    for directory in (made.root, made.wd):
+        os.chown(directory, MINE, MINE)
+        directory.chmod(0o700)
     return made
 
 
@@ -39,12 +48,12 @@ async def upload(task: Task) -> dict[str, str] | None:
     return None if failure is None else details(failure)
 
 
-async def test_links_open_only_what_the_task_itself_may_open(task: Task, container: Container, tmp_path: Path) -> None:
+async def test_links_open_only_what_the_task_itself_may_open(task: Task, container: Container, folder: Path) -> None:
     """Root's files and another task's directory are refused, by name; what the user may read is uploaded."""
-    secret = tmp_path / "secret"
+    secret = folder / "secret"
     secret.write_text("root's")
     secret.chmod(0o600)
-    other = tmp_path / "other"
+    other = folder / "other"
     other.mkdir(0o700)
     (other / "result").write_text("another task's")
     (other / "result").chmod(0o644)
@@ -68,7 +77,7 @@ async def test_links_open_only_what_the_task_itself_may_open(task: Task, contain
     assert found["Failed"] == "6 of 7 files"
 
 
-async def test_supplementary_groups_count(task: Task, container: Container, tmp_path: Path) -> None:
+async def test_supplementary_groups_count(task: Task, container: Container, folder: Path) -> None:
     """A file of a group that the user is in is opened, one of another group is not."""
     for name, group in {"ours": GROUP, "not-ours": OTHERS}.items():
         path = task.file(name, name)
@@ -81,9 +90,9 @@ async def test_supplementary_groups_count(task: Task, container: Container, tmp_
     assert found["Failed"] == "1 of 2 files"
 
 
-async def test_the_agent_itself_is_not_seen_through_proc(task: Task, container: Container, tmp_path: Path) -> None:
+async def test_the_agent_itself_is_not_seen_through_proc(task: Task, container: Container, folder: Path) -> None:
     """In /proc `self` is the agent, and its open files have passed doors that are closed to the task."""
-    closed = tmp_path / "closed"
+    closed = folder / "closed"
     closed.mkdir(0o700)
     readable = closed / "readable"
     readable.write_text("of the agent")
@@ -129,7 +138,7 @@ async def test_only_the_thread_changes_and_it_can_do_nothing_else(task: Task) ->
     assert all(after[name] == before[name] for name in ("Uid", "Gid", "Groups", "CapEff", "CapPrm"))
 
 
-async def test_without_a_user_nothing_is_switched(tmp_path: Path) -> None:
+async def test_without_a_user_nothing_is_switched(folder: Path) -> None:
     """As where all tasks run as the agent's own user."""
     async with UserThread(None) as user:
         handle, found = await user.open(lambda: open_regular("/etc/shadow"), lambda opened: os.close(opened[0]))
@@ -151,13 +160,13 @@ async def test_files_cannot_be_opened_as_a_user_that_cannot_be_taken(
     assert container.names() == []
 
 
-def test_opening_never_waits_and_follows_no_link_of_proc(tmp_path: Path) -> None:
+def test_opening_never_waits_and_follows_no_link_of_proc(folder: Path) -> None:
     """A pipe without a writer is open at once; a path with a NUL is none."""
-    os.mkfifo(tmp_path / "pipe")
-    os.close(open_here(str(tmp_path / "pipe"), os.O_RDONLY))
+    os.mkfifo(folder / "pipe")
+    os.close(open_here(str(folder / "pipe"), os.O_RDONLY))
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         open_here("/proc/self/cwd", os.O_RDONLY)
     with pytest.raises(ValueError, match="null byte"):
         open_here("a\0b", os.O_RDONLY)
     with pytest.raises(OSError, match="it is a named pipe"):
-        open_regular(str(tmp_path / "pipe"))
+        open_regular(str(folder / "pipe"))

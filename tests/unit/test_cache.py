@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from nodeagent.model.protocol import TransferPhase
+from nodeagent.rules.cache_key import content_key
 from nodeagent.transfer import cache_flight, cache_store, copying
 from nodeagent.transfer.base import Download, Meter, Place, TransferFailedError
-from nodeagent.transfer.cache_index import stamp_of
+from nodeagent.transfer.cache_index import Record, stamp_of
 from nodeagent.transfer.fetch import DirectFetcher
 from tests.unit.cache_world import Web, World, sas, world
 
@@ -438,8 +439,44 @@ async def test_an_index_that_cannot_be_written_costs_the_cache_and_no_task(
         with monkeypatch.context() as patched:
             patched.setattr(there.cache._store._index, "add", full)
             assert await there.wave([URL] * 3) == [CONTENT] * 3
+            await there.cache._store.settle()
             assert there.entries == []
             there.assert_tidy()
+
+
+async def test_no_task_waits_until_the_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies are there first; the index knows the file only after it is on the disk, or never if it goes before."""
+    go_on = threading.Event()
+    order: list[str] = []
+    fsync = os.fsync
+
+    def slow(handle: int) -> None:
+        assert go_on.wait(10)
+        fsync(handle)
+        order.append("on the disk")
+
+    async with world(tmp_path) as there:
+        there.web.files = {URL: (CONTENT, '"1"'), "http://h/b": (CONTENT, '"1"')}
+        index = there.cache._store._index
+        add = index.add
+
+        def noted(record: Record) -> None:
+            add(record)
+            order.append("in the index")
+
+        monkeypatch.setattr(os, "fsync", slow)
+        monkeypatch.setattr(index, "add", noted)
+        assert await there.wave([URL] * 3) == [CONTENT] * 3
+        assert order == []
+        await there.bring("http://h/b", "b")
+        entry = there.cache._store.find(content_key("http://h/b"))
+        assert entry is not None
+        await there.cache._store.drop(entry)
+        go_on.set()
+        await there.cache._store.settle()
+        assert order.count("in the index") == 1
+        assert order.index("on the disk") < order.index("in the index")
+        there.assert_tidy()
 
 
 async def test_no_space_for_the_download_shrinks_the_cache(tmp_path: Path) -> None:
@@ -472,11 +509,8 @@ async def test_no_space_for_a_copy_gives_the_file_itself(tmp_path: Path, monkeyp
         assert there.entries == []
         assert len(there.web.fetched) == 2
         there.assert_tidy()
-        tasks = [there.begin("http://h/b", f"b{number}") for number in range(2)]
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        # Either all were served one after the other, or who could not be was told that the disk is full.
-        assert CONTENT in results
-        assert all(item == CONTENT or "DiskFull" in str(item) for item in results)
+        # Two users at a time cannot both have it: it goes, and they download.
+        assert await there.wave(["http://h/b"] * 2, "b") == [CONTENT] * 2
         there.assert_tidy()
 
 

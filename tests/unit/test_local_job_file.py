@@ -1,6 +1,7 @@
 """Job files: what is right is read the same from JSON and YAML, what is wrong is told by place and remedy."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.local.job_file import JobFileError, load
+from nodeagent.rules.file_properties import AUTO_STORAGE_NEEDED
 
 GOOD: dict[str, Any] = {"id": "j", "tasks": [{"id": "a", "commandLine": "true"}]}
 
@@ -193,3 +195,90 @@ tasks:
     path = tmp_path / "job.yaml"
     path.write_text(f"usesTaskDependencies: true\nonTaskFailure: performExitOptionsJobAction\n{text}")
     assert len(load(path, pool_id="p").tasks) == 2
+
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+SIGNATURE = "c2lnbmF0dXJlIHRoYXQgbXVzdCBub3QgYmUgc2hvd24%3D"
+SAS = f"sv=2024-01-01&sr=c&sig={SIGNATURE}"
+
+
+def test_what_is_wrong_with_files_is_told_at_its_place(tmp_path: Path) -> None:
+    """The same rules as the service's, with line and column; a URL is never repeated."""
+    text = """id: j
+jobPreparationTask:
+  commandLine: x
+  resourceFiles:
+    - httpUrl: http://h/x
+      filePath: ../x
+tasks:
+  - id: a
+    commandLine: x
+    resourceFiles:
+      - httpUrl: "ftp://h/SECRET"
+        filePath: a
+      - {httpUrl: "http://h/SECRET"}
+      - {httpUrl: "http://h/x", filePath: a, storageContainerUrl: "http://h/SECRET"}
+      - autoStorageContainerName: input
+      - {httpUrl: [SECRET], filePath: a}
+    outputFiles:
+      - filePattern: ""
+        destination: {container: {containerUrl: "https://h/c?SECRET"}}
+"""
+    told = problems(tmp_path, text, "job.yaml")
+    assert not any("SECRET" in line for line in told)
+    leave = (
+        "6:7: jobPreparationTask.resourceFiles[0].filePath: the path must not leave the task's working directory:"
+        " '..' is not allowed in it"
+    )
+    assert told == [
+        leave,
+        "13:9: tasks[0].resourceFiles[1].filePath: is required and missing",
+        "14:46: tasks[0].resourceFiles[2].storageContainerUrl: cannot be given together with httpUrl",
+        "16:10: tasks[0].resourceFiles[4].httpUrl: must be text (in quotes), not a value that is not shown",
+    ], "of a task that is none yet, only that"
+    fixed = "\n".join(line for number, line in enumerate(text.splitlines(), 1) if number not in (13, 14, 16))
+    assert problems(tmp_path, fixed, "job.yaml") == [
+        leave,
+        "11:9: tasks[0].resourceFiles[0].httpUrl: must be an http:// or https:// URL",
+        f"13:9: tasks[0].resourceFiles[1].autoStorageContainerName: {AUTO_STORAGE_NEEDED}",
+        "15:9: tasks[0].outputFiles[0].filePattern: must not be empty",
+    ]
+
+
+def test_auto_storage_passes_where_it_is_set(tmp_path: Path) -> None:
+    """The account is the service's to know: a job file names the container only."""
+    files = [{"autoStorageContainerName": "input"}]
+    (tmp_path / "j.json").write_text(json.dumps({**GOOD, "tasks": [{**GOOD["tasks"][0], "resourceFiles": files}]}))
+    found = load(tmp_path / "j.json", pool_id="local", auto_storage=True)
+    assert (found.tasks[0].resource_files or ())[0].auto_storage_container_name == "input"
+
+
+def test_a_sas_that_will_not_hold_is_foreseen(tmp_path: Path) -> None:
+    """Each with its line, none with its signature; the file can be run all the same."""
+    (tmp_path / "j.yaml").write_text(
+        f"""id: j
+jobPreparationTask: {{commandLine: x}}
+jobReleaseTask:
+  commandLine: x
+  resourceFiles: [{{storageContainerUrl: "https://a.blob.core.windows.net/c?{SAS}&se=2027-01-01&sp=r"}}]
+tasks:
+  - id: a
+    commandLine: x
+    constraints: {{maxWallClockTime: PT2H}}
+    resourceFiles:
+      - httpUrl: "https://a.blob.core.windows.net/c/b?{SAS}&se=2026-05-01T01:00:00Z&sp=r"
+        filePath: b
+      - httpUrl: "https://a.blob.core.windows.net/c/b?{SAS}&se=2026-04-30&sp=r"
+        filePath: c
+"""
+    )
+    found = load(tmp_path / "j.yaml", pool_id="local", now=NOW)
+    first = (
+        "tasks[0].resourceFiles[0].httpUrl: the SAS expires at 2026-05-01T01:00:00Z, before maxWallClockTime is over"
+    )
+    assert [warning.removeprefix(f"{tmp_path}/") for warning in found.warnings] == [
+        "j.yaml:5:20: jobReleaseTask.resourceFiles[0].storageContainerUrl: the SAS does not have the permission 'l'",
+        f"j.yaml:11:9: {first}",
+        "j.yaml:13:9: tasks[0].resourceFiles[1].httpUrl: the SAS expired at 2026-04-30T00:00:00Z",
+    ]
+    assert not any(SIGNATURE in warning for warning in found.warnings)

@@ -6,11 +6,16 @@ import struct
 import warnings
 import zipfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from nodeagent.model.protocol import ApplicationPackage
+from nodeagent.model.protocol import ApplicationPackage, Assignment, AttemptKind, Work, WorkConstraints
+from nodeagent.model.task import DEFAULT_RETENTION
+from nodeagent.model.values import DEFAULT_USER_IDENTITY, EnvironmentSetting
 from nodeagent.rules import package_zip
+from nodeagent.rules.environment import NodeFacts, task_environment
+from nodeagent.rules.layout import NodeLayout
 from nodeagent.rules.package_zip import Kind, PackageZipError
 from nodeagent.rules.packages import directory_name, id_problem, reference, variables, version_problem
 from tests.unit.package_zips import Made, folder, link, zipped
@@ -191,3 +196,23 @@ def test_only_versions_have_dots() -> None:
     assert version_problem("1.2-rc_1") is None
     assert id_problem("Az09_-") is None
     assert version_problem("..") is not None
+
+
+def test_nothing_of_the_task_replaces_the_variables_of_its_packages() -> None:
+    """They are the service's, as all that begins with AZ_BATCH_; other settings may refer to them."""
+    mine = {"AZ_BATCH_APP_PACKAGE_a": "/mine", "TOOL": "$AZ_BATCH_APP_PACKAGE_a/bin/tool"}
+    assignment = Assignment(
+        attempt_id="x",
+        attempt_kind=AttemptKind.USER,
+        job_id="j",
+        task_id="t",
+        work=Work(
+            command_line="true",
+            environment_settings=tuple(EnvironmentSetting(name=name, value=value) for name, value in mine.items()),
+            constraints=WorkConstraints(retention_time=DEFAULT_RETENTION),
+            user_identity=DEFAULT_USER_IDENTITY,
+        ),
+    )
+    node = NodeFacts("account", "http://a/", "pool", "n", NodeLayout(Path("/r")), "someone")
+    found = task_environment(node, assignment, {"AZ_BATCH_APP_PACKAGE_a": "/packages/a"})
+    assert (found["AZ_BATCH_APP_PACKAGE_a"], found["TOOL"]) == ("/packages/a", "/packages/a/bin/tool")

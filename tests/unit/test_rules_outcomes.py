@@ -152,16 +152,15 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     """A property of a later version is named, and a plain task passes."""
     plain = TaskCreate.model_validate({"id": "t", "commandLine": "x", "userIdentity": {"autoUser": {}}})
     assert supported.unsupported_task(plain) == []
-    references = [{"applicationId": "a"}]
     fancy = TaskCreate.model_validate(
         {
             "id": "t",
             "commandLine": "x",
             "containerSettings": {"imageName": "i"},
-            "applicationPackageReferences": references,
+            "affinityInfo": {"affinityId": "TVM:n"},
         }
     )
-    assert supported.unsupported_task(fancy) == ["containerSettings", "applicationPackageReferences"]
+    assert supported.unsupported_task(fancy) == ["containerSettings", "affinityInfo"]
 
 
 def test_what_is_not_built_is_refused_of_a_job_manager_too() -> None:

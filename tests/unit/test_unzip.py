@@ -178,6 +178,13 @@ def test_the_fuzzed_zips_are_not_all_refused(tmp_path: Path) -> None:
     assert (tmp_path / "package" / "b" / "b").read_bytes() == b"1"
 
 
+@pytest.mark.parametrize("name", ["Grüße".encode(), b"Gr\xfc\xdf__e"])
+def test_names_of_unix_are_the_bytes_that_were_packed(tmp_path: Path, name: bytes) -> None:
+    """Old tools do not say that a name is UTF-8; and not every name of a file is."""
+    unpack(tmp_path, zipped([Made("GrXXXXe", b"1"), link("link", "GrXXXXe")]).replace(b"GrXXXXe", name))
+    assert sorted(os.listdir(os.fsencode(tmp_path / "package"))) == sorted([name, b"link"])  # noqa: PTH208 - bytes
+
+
 def test_zips_of_other_makers_are_taken(tmp_path: Path) -> None:
     """A zip as Python's own ZipFile makes it from a tree, with no Unix modes for what is written as text."""
     target = io.BytesIO()

@@ -7,6 +7,9 @@ from typing import Any
 
 from nodeagent.model.times import etag
 
+WARNINGS_HEADER = "nodeagent-warnings"
+"""Of "add a job" and "add a task": how many warnings there are, which "get" tells. Absent for none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

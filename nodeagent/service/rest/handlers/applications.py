@@ -6,6 +6,7 @@ Azure manages packages through its management API; here the calls below `PATH` d
 from functools import partial
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from nodeagent.model.application import Application, ApplicationUpdate, ManagedApplication, PackageInfo
@@ -29,6 +30,7 @@ PATH = "/nodeagent/v1/applications"
 
 _PROPERTIES = property_names(Application)
 _LARGEST_UPDATE = 65536
+_log = structlog.get_logger()
 APPLICATIONS: Listing[ApplicationRow] = Listing("applications", _PROPERTIES, {}, lambda row: row.id)
 
 
@@ -95,6 +97,8 @@ async def _add_version(request: web.Request) -> web.Response:
             now=utc_now(),
         )
         row, is_new = await files.keep(received, database, add)
+    if is_new:
+        _log.info("package_added", application=row.application_id, version=row.version, size=row.size)
     return web.json_response(_package(row).to_wire(), status=201 if is_new else 200)
 
 
@@ -105,6 +109,7 @@ async def _remove_version(request: web.Request) -> web.Response:
     found = await database.read(partial(lifecycle.require_package, application_id=application_id, version=version))
     remove = partial(lifecycle.remove_package, application_id=application_id, version=version)
     await files.drop(found.sha256, database, remove)
+    _log.info("package_removed", application=found.application_id, version=found.version)
     return web.Response(status=204)
 
 

@@ -2,22 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from nodeagent.model.base import BatchModel
-from nodeagent.model.enums import DisableTasks
+from nodeagent.model.enums import DisableTasks, JobState
 from nodeagent.model.job import JobCreate, JobPatch, JobUpdate
 from nodeagent.model.task import TaskCounts
 from nodeagent.rules.file_properties import job_file_faults
+from nodeagent.rules.sas import job_warnings
 from nodeagent.rules.supported import unsupported_job
 from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import jobs as lifecycle
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.links import Links
-from nodeagent.service.rest.reply import Reply, created
+from nodeagent.service.rest.reply import WARNINGS_HEADER, Reply, created
 from nodeagent.service.rest.select import expands_stats
 from nodeagent.service.rest.shapes.job import PROPERTIES, STATUS_PROPERTIES, job_shape, status_shape
 from nodeagent.service.rest.shapes.statistics import job_statistics
@@ -40,9 +42,12 @@ class Shown:
     job: JobRow
     statistics: tuple[UsedByJob, JobCounts] | None = None
 
-    def shape(self, links: Links) -> dict[str, Any]:
-        """Return the job as "get a job" shows it."""
+    def shape(self, links: Links, now: datetime) -> dict[str, Any]:
+        """Return the job as "get a job" shows it, with what is wrong if its special tasks began now."""
         entity = job_shape(links, self.job)
+        found = () if self.job.state is JobState.COMPLETED else job_warnings(self.job.spec, now)
+        if found:
+            entity["nodeagent"] = {"warnings": [warning.to_wire() for warning in found]}
         if self.statistics is not None:
             entity["stats"] = job_statistics(links, self.job, *self.statistics)
         return entity
@@ -80,7 +85,8 @@ async def add_job(call: Call) -> Reply:
     refuse_faults(job_file_faults(spec, auto_storage=call.context.auto_storage))
     now = call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.create_job(tx, spec, now))
-    return created(call.links.job(row.id), row.modified)
+    count = len(job_warnings(spec, now))
+    return created(call.links.job(row.id), row.modified, {WARNINGS_HEADER: str(count)} if count else None)
 
 
 async def list_jobs(call: Call) -> Reply:
@@ -91,7 +97,8 @@ async def list_jobs(call: Call) -> Reply:
         rows = jobs.page(tx, after=page.after, limit=page.limit, where=page.where)
         return [_shown(tx, row, stats=stats) for row in rows]
 
-    return await JOBS.reply(call, call.links.jobs(), fetch, lambda shown: shown.shape(call.links))
+    now = call.context.clock()
+    return await JOBS.reply(call, call.links.jobs(), fetch, lambda shown: shown.shape(call.links, now))
 
 
 async def get_job(call: Call) -> Reply:
@@ -100,7 +107,7 @@ async def get_job(call: Call) -> Reply:
     shown = await call.database.read(lambda tx: _shown(tx, lifecycle.require(tx, job_id), stats=stats))
     row = shown.job
     call.condition.check(row.etag, row.modified)
-    body = entity_reply(call, "jobs", shown.shape(call.links), PROPERTIES)
+    body = entity_reply(call, "jobs", shown.shape(call.links, call.context.clock()), PROPERTIES)
     return Reply(200, body, call.links.job(row.id), row.modified)
 
 

@@ -20,7 +20,7 @@ from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.error_body import error_item
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.links import Links
-from nodeagent.service.rest.reply import Reply, created
+from nodeagent.service.rest.reply import WARNINGS_HEADER, Reply, created
 from nodeagent.service.rest.select import expands_stats
 from nodeagent.service.rest.shapes.statistics import task_statistics
 from nodeagent.service.rest.shapes.task import PROPERTIES, nodeagent_shape, sas_warnings, task_shape
@@ -35,9 +35,6 @@ _log = structlog.get_logger()
 
 MAX_COLLECTION = 100
 """Tasks in one `addtaskcollection`."""
-
-WARNINGS_HEADER = "nodeagent-warnings"
-"""Of "add a task": how many warnings the task has; "get a task" tells them. Absent for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from nodeagent.service.rest.shapes.entity import property_names, without_secrets
 from nodeagent.service.store.job_nodes import JobNodeRow
 from nodeagent.service.store.jobs import JobRow
 
-PROPERTIES = property_names(Job)
+PROPERTIES = property_names(Job) | {"nodeagent"}
 STATUS_PROPERTIES = property_names(JobPreparationAndReleaseTaskStatus)
 
 Execution = TypeVar("Execution", bound=JobReleaseTaskExecutionInfo)
