@@ -137,15 +137,18 @@ def _refusal(name: str, response: aiohttp.ClientResponse, content: bytes) -> Exc
         return PoolGone(text, _retry_after(response))
     if status >= 500 or status in _RETRIED:
         return Unavailable(text, _retry_after(response))
-    if error.code == "NodeNotRegistered":
-        return NotRegistered(text)
-    if error.code == "NodeRemoved":
-        return RemovedError(f"the service wants this node no more: {error.message}")
-    if error.code == "Fenced":
-        return FencedError(f"a newer agent acts for this node: {error.message}")
     if status == 413:
         return TooLarge(text)
-    return RefusedError(text)
+    match error.code:
+        case "NodeNotRegistered":
+            return NotRegistered(text)
+        case "NodeRemoved":
+            final: Exception = RemovedError(f"the service wants this node no more: {error.message}")
+        case "Fenced":
+            final = FencedError(f"a newer agent acts for this node: {error.message}")
+        case _:
+            final = RefusedError(text)
+    return final
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

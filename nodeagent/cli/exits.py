@@ -26,6 +26,8 @@ class Exit(IntEnum):
     """The service does not answer, or refused the request."""
     FENCED = 9
     """A newer life of this node has taken over."""
+    REMOVED = 10
+    """`agent`: a user took the node out of its pool."""
     INTERRUPTED = 130
     """Ended by Ctrl-C or SIGTERM before it was done."""
 
@@ -42,6 +44,7 @@ Exit status:
   7    a folder cannot be made or written
   8    the service does not answer, or refused
   9    a newer life of this node has taken over
+  10   agent: a user took the node out of its pool
   130  interrupted
 """
 
