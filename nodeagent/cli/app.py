@@ -2,46 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
 from nodeagent.cli.exits import STATUS_HELP
-from nodeagent.cli.options import sources
+from nodeagent.cli.service_options import with_service
 from nodeagent.local.client import BatchClient
-from nodeagent.local.settings import LocalSettings
 
 T = TypeVar("T")
 
 _ZIP = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
-
-
-def _with_service(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say which service, and hand the command a client as `client`."""
-
-    @wraps(command)
-    def decorated(
-        endpoint: str | None, account: str | None, key: str | None, config: Path | None, **given: object
-    ) -> None:
-        local = sources(config).section("local", LocalSettings, {"account": account, "key": key}).build()
-        url = endpoint or f"http://127.0.0.1:{local.port}"
-        command(**given, client=BatchClient(url, local.account, local.key.get_secret_value()))
-
-    with_options: Callable[..., None] = decorated
-    for option in (
-        click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML)."),
-        click.option(
-            "--key", envvar="AZURE_BATCH_ACCESS_KEY", help="Key of the account; else $AZURE_BATCH_ACCESS_KEY."
-        ),
-        click.option("--account", envvar="AZURE_BATCH_ACCOUNT", help="Name of the account; else $AZURE_BATCH_ACCOUNT."),
-        click.option(
-            "--endpoint", envvar="AZURE_BATCH_ENDPOINT", help="URL of the service; else $AZURE_BATCH_ENDPOINT."
-        ),
-    ):
-        with_options = option(with_options)
-    return with_options
 
 
 def _done(client: BatchClient, work: Callable[[], Awaitable[T]]) -> T:
@@ -71,7 +43,7 @@ def app() -> None:
 @click.argument("file", type=_ZIP)
 @click.option("--default", "is_default", is_flag=True, help="Make it what references without a version mean.")
 @click.option("--display-name", help="Name of the application for people.")
-@_with_service
+@with_service
 def add(
     name: str, version: str, file: Path, display_name: str | None, client: BatchClient, *, is_default: bool
 ) -> None:
@@ -91,7 +63,7 @@ def add(
 
 
 @app.command("list", epilog=STATUS_HELP, short_help="List the applications and their versions.")
-@_with_service
+@with_service
 def list_(client: BatchClient) -> None:
     """List the applications: name, version, size in bytes, and which version is the default."""
     for application in _done(client, client.applications):
@@ -103,7 +75,7 @@ def list_(client: BatchClient) -> None:
 @app.command(epilog=STATUS_HELP, short_help="Remove a version of an application.")
 @click.argument("name")
 @click.argument("version")
-@_with_service
+@with_service
 def remove(name: str, version: str, client: BatchClient) -> None:
     """Remove VERSION of the application NAME. Refused while a pool or a task that has not completed refers to it."""
     _done(client, lambda: client.remove_package(name, version))
@@ -113,7 +85,7 @@ def remove(name: str, version: str, client: BatchClient) -> None:
 @app.command(epilog=STATUS_HELP, short_help="Choose the default version of an application.")
 @click.argument("name")
 @click.argument("version")
-@_with_service
+@with_service
 def default(name: str, version: str, client: BatchClient) -> None:
     """Make VERSION what references to the application NAME without a version mean from now on."""
     _done(client, lambda: client.change_application(name, {"defaultVersion": version}))

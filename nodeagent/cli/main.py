@@ -19,6 +19,7 @@ COMMANDS = {
     "service": "nodeagent.cli.service:service",
     "agent": "nodeagent.cli.agent:agent",
     "app": "nodeagent.cli.app:app",
+    "drain": "nodeagent.cli.drain:drain",
     "events": "nodeagent.cli.events:events",
     "config": "nodeagent.cli.config:config",
     "completion": "nodeagent.cli.completion:completion",

@@ -147,9 +147,22 @@ class BatchClient:
         """Return the nodes of a pool."""
         return await self._list(f"/pools/{_segment(pool_id)}/nodes")
 
+    async def get_node(self, pool_id: str, node_id: str) -> dict[str, Any]:
+        """Return a node."""
+        return await self._json("GET", _node_path(pool_id, node_id))
+
+    async def disable_scheduling(self, pool_id: str, node_id: str, option: str) -> None:
+        """Give a node no more tasks; `option` says what becomes of those that run (spec/node.md §14)."""
+        body = {"nodeDisableSchedulingOption": option}
+        await self._json("POST", f"{_node_path(pool_id, node_id)}/disablescheduling", body)
+
+    async def enable_scheduling(self, pool_id: str, node_id: str) -> None:
+        """Let a node take tasks again."""
+        await self._json("POST", f"{_node_path(pool_id, node_id)}/enablescheduling")
+
     async def node_file_tail(self, pool_id: str, node_id: str, path: str, limit: int) -> bytes:
         """Return at most the last `limit` bytes of a file on a node; `path` is relative to the node's root."""
-        base = f"/pools/{_segment(pool_id)}/nodes/{_segment(node_id)}/files/{quote(path, safe='')}"
+        base = f"{_node_path(pool_id, node_id)}/files/{quote(path, safe='')}"
         async with self._send("HEAD", base) as answer:
             size = int(answer.headers.get("Content-Length", "0"))
         if size == 0:
@@ -213,6 +226,8 @@ class BatchClient:
         headers = {"ocp-date": http_date(utc_now()), "Accept": "application/json", **(extra or {})}
         if isinstance(data, bytes):
             headers |= {"Content-Type": _JSON, "Content-Length": str(len(data))}
+        elif data is None and method == "POST":  # which is sent with this length, so it must be signed
+            headers |= {"Content-Type": "application/octet-stream", "Content-Length": "0"}
         headers["Authorization"] = authorization(self._account, self._key, method, url, headers)
         options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         pending = self._session.request(method, URL(url, encoded=True), data=data, headers=headers, **options)
@@ -262,6 +277,10 @@ def _text(error: Mapping[str, Any]) -> str:
     first = str(error["message"]["value"]).split("\nRequestId", maxsplit=1)[0].strip()
     values = ", ".join(f"{item['key']}: {item['value']}" for item in error.get("values") or ())
     return f"{first} ({values})" if values else first
+
+
+def _node_path(pool_id: str, node_id: str) -> str:
+    return f"/pools/{_segment(pool_id)}/nodes/{_segment(node_id)}"
 
 
 def _package_path(application_id: str, version: str) -> str:
