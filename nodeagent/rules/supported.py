@@ -28,7 +28,6 @@ _TASK: dict[str, Check] = _ANY_TASK | {
     "applicationPackageReferences": _present,
     "authenticationTokenSettings": _present,
     "multiInstanceSettings": _present,
-    "affinityInfo": _present,
 }
 _POOL: dict[str, Check] = {
     "enableAutoScale": bool,

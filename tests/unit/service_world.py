@@ -103,6 +103,7 @@ class FakeNode:
     store: Store
     id: str
     slots: int
+    pool_id: str = POOL
     epoch: int = 1
     boot: int = 1
     cursor: int = 0
@@ -116,7 +117,7 @@ class FakeNode:
         call = Register(
             node_id=self.id,
             epoch=self.epoch,
-            pool_id=POOL,
+            pool_id=self.pool_id,
             instance_id=f"{self.id}-{self.epoch}",
             boot_id=f"boot-{self.boot}",
             boot_time=START,
@@ -256,6 +257,13 @@ class World:
         self.nodes = [FakeNode(self.store, f"node{number}", count) for number, count in enumerate(slots)]
         for node in self.nodes:
             node.register()
+
+    def add_node(self, slots: int, pool_id: str = POOL) -> FakeNode:
+        """Let one more node join a pool."""
+        node = FakeNode(self.store, f"node{len(self.nodes)}", slots, pool_id)
+        self.nodes.append(node)
+        node.register()
+        return node
 
     def create_job(self, job_id: str = "job", **more: object) -> None:
         """Add a job."""
