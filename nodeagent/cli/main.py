@@ -19,6 +19,7 @@ COMMANDS = {
     "service": "nodeagent.cli.service:service",
     "agent": "nodeagent.cli.agent:agent",
     "events": "nodeagent.cli.events:events",
+    "explain": "nodeagent.cli.explain:explain",
     "config": "nodeagent.cli.config:config",
     "completion": "nodeagent.cli.completion:completion",
     "version": "nodeagent.cli.version:version",

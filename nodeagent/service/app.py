@@ -21,6 +21,7 @@ from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.nodeapi import routes as node_routes
 from nodeagent.service.rest import routes as rest_routes
 from nodeagent.service.rest.dispatch import protected
+from nodeagent.service.rest.handlers import explain
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import STOPPING_SIGNAL, Signals
 from nodeagent.service.state_dir import DATABASE_NAME, open_state_dir, read_node_key
@@ -169,6 +170,7 @@ class Service:
         app[NODE_KEY] = self._node_key
         app.router.add_get("/healthz", _healthz)
         app.router.add_get(event_log.PATH, protected(event_log.stream_events))
+        explain.add_routes(app)
         node_routes.add_routes(app)
         rest_routes.add_routes(app)
         return app
