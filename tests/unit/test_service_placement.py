@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from nodeagent.model.enums import DisableTasks
 from nodeagent.model.pool import PoolCreate, TaskSchedulingPolicy
 from nodeagent.model.task import TaskCreate
@@ -80,3 +82,28 @@ def _order_of_starts(world: World, pool_id: str) -> list[str]:
         node.run(attempt)
         node.finish(attempt)
     return order
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda world: world.verb(jobs.disable_job, "large", DisableTasks.WAIT),
+        lambda world: world.verb(jobs.terminate_job, "large"),
+        lambda world: world.verb(jobs.delete_job, "large"),
+        lambda world: world.verb(tasks.terminate_task, "large", "all"),
+        lambda world: world.verb(tasks.delete_task, "large", "all"),
+    ],
+    ids=["disable", "terminate job", "delete job", "terminate task", "delete task"],
+)
+def test_a_node_kept_for_a_task_that_goes_is_given_to_the_next_at_once(
+    world: World, end: Callable[[World], None]
+) -> None:
+    """The commit that takes the large task out of the line places the small one behind it."""
+    world.create_job()
+    world.add_task("one")
+    world.create_job("large", priority=10)
+    world.add_task("all", "large", slots=2)
+    world.add_task("small")
+    assert world.task("small").attempt_num is None
+    end(world)
+    assert world.task("small").attempt_num is not None
