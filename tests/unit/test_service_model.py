@@ -44,6 +44,13 @@ from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.tasks import TaskRow
 from tests.unit.service_world import LEASE, POOL, PREPARATION, RELEASE, FakeNode, World, ignore, job_spec
 
+_ENDS = """
+SELECT json_extract(record, '$.properties.nodeInfo.nodeId'), count(*),
+       sum(json_extract(record, '$.properties.executionInfo.result') = 'Success')
+FROM events WHERE json_extract(record, '$.operationName') = 'TaskCompleteEvent'
+AND json_extract(record, '$.properties.executionInfo.startTime') IS NOT NULL GROUP BY 1
+"""
+"""How many tasks have ended on each node after they had started there, and how many of them well, by the events."""
 JOBS = st.sampled_from(("red", "blue"))
 SMALL = st.integers(0, 3)
 _HAS_WORLD = precondition(lambda self: self.world is not None)
@@ -246,6 +253,9 @@ class ServiceModel(RuleBasedStateMachine):
         for call in (clone.register, clone.heartbeat):
             with pytest.raises(nodes.NodeRefusedError, match="newer agent"):
                 call()
+        for reports in list(node.ended.values())[:1]:
+            with pytest.raises(nodes.NodeRefusedError, match="newer agent"):
+                clone.send(reports[-1])
 
     @rule()
     def time_passes(self) -> None:
@@ -317,6 +327,7 @@ class ServiceModel(RuleBasedStateMachine):
         assert Code.STARTABLE.value not in told, "a task could run, and was left waiting"
 
     def _check_nodes(self, tx: Transaction) -> None:
+        ends = {name: (ended, succeeded) for name, ended, succeeded in tx.execute(_ENDS)}
         for node in node_rows.page(tx, POOL):
             held = attempts.open_on_node(tx, node.num)
             running = [item for item in held if item.state is AttemptState.RUNNING and item.kind in attempts.TASK_KINDS]
@@ -326,7 +337,7 @@ class ServiceModel(RuleBasedStateMachine):
             assert node.free_slots >= 0
             assert node.running_tasks == len(running)
             assert node.running_slots == sum(item.slots for item in running)
-            assert node.total_tasks_succeeded <= node.total_tasks_run
+            assert (node.total_tasks_run, node.total_tasks_succeeded) == ends.get(node.id, (0, 0))
             if node.state in (NodeState.IDLE, NodeState.RUNNING):
                 assert (node.state is NodeState.RUNNING) == bool(running)
             if node.state is NodeState.UNKNOWN:
