@@ -349,3 +349,23 @@ def test_what_is_not_there_cannot_be_explained(world: World) -> None:
         with pytest.raises(BatchError) as caught:
             world.store.do(explain)
         assert caught.value.code == code
+
+
+def test_a_task_behind_thousands_is_explained_with_bounded_work(worlds: Callable[..., World]) -> None:
+    """Two layers of 3,000 dependencies each: some are told, and not every pair of tasks is looked at."""
+    world = worlds()
+    world.create_job(uses_task_dependencies=True)
+    count = 3000
+    first = TaskDependencies(task_id_ranges=(TaskIdRange(start=1, end=count),))
+    second = TaskDependencies(task_id_ranges=(TaskIdRange(start=count + 1, end=2 * count),))
+    specs = [
+        TaskCreate(id=str(number), command_line="x", depends_on=None if number <= count else first)
+        for number in range(1, 2 * count + 1)
+    ]
+    world.store.do(lambda tx: ignore(tasks.add_tasks(tx, "job", specs, world.store.now)))
+    add(world, "last", depends_on=second)
+    statements: list[str] = []
+    world.store.do(lambda tx: tx._connection.set_trace_callback(statements.append))
+    told = of_task(world, "last")
+    assert codes(told) == [*["DependencyNotCompleted"] * 20, "More"]
+    assert len(statements) < 25_000

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from nodeagent.model.enums import TaskState
 from nodeagent.rules.explain import Code, Finding, finding, how_it_ended
@@ -11,8 +12,8 @@ from nodeagent.service.store.tasks import TaskRow
 
 _TOLD = 20
 """So many dependencies of a task are told one by one."""
-_SEARCHED = 1000
-"""So many tasks are looked at to find out whether what is waited for can ever run."""
+_SEARCHED = 500
+"""So many dependencies are looked at to find out whether what is waited for can ever run."""
 
 
 def unmet(tx: Transaction, task: TaskRow) -> list[Finding]:
@@ -50,8 +51,8 @@ def _explained(tx: Transaction, task: TaskRow, name: str, other: TaskRow | None)
 
 def _in_vain(tx: Transaction, task: TaskRow, first: TaskRow) -> Finding | None:
     """Explain a dependency that can never run itself; None if nothing says so (or too many tasks had to be asked)."""
-    seen, left = {first.num}, deque([first])
-    while left and len(seen) < _SEARCHED:
+    seen, left, looked_at = {first.num}, deque([first]), 0
+    while left and looked_at < _SEARCHED:
         current = left.popleft()
         if current.num == task.num:
             text = f"It depends on task {first.id}, which waits for this task in turn: neither can ever run."
@@ -59,7 +60,8 @@ def _in_vain(tx: Transaction, task: TaskRow, first: TaskRow) -> Finding | None:
                 f"Delete one of the tasks of the circle and add it with other dependencies ({first.id}, {task.id})."
             )
             return finding(Code.DEPENDENCY_CIRCLE, text, subject=first.id, change=change)
-        for name, other in _unmet(tx, current):
+        for name, other in islice(_unmet(tx, current), _SEARCHED - looked_at):
+            looked_at += 1
             if other is None or other.state is TaskState.COMPLETED:
                 return _blocked(first, name, other)
             if other.num not in seen:

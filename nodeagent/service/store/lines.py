@@ -22,10 +22,12 @@ def is_unfetched(tx: Transaction, message_number: int | None) -> bool:
 
 def of_number(tx: Transaction, job_num: int, number: int) -> TaskRow | None:
     """Return the task of a job whose id is this number, leading zeros ignored."""
+    exact = tasks.get(tx, job_num, str(number))
+    if exact is not None:
+        return exact
     row = tx.one(
-        "SELECT num FROM tasks WHERE job_num = :job AND (key = :key"
-        " OR (key >= '0' AND key < '1' AND ltrim(key, '0') = :key AND :key <> '0')"
-        " OR (:key = '0' AND key >= '0' AND key < '1' AND trim(key, '0') = '')) ORDER BY num LIMIT 1",
+        "SELECT num FROM tasks WHERE job_num = :job AND key >= '0' AND key < '1'"
+        " AND (ltrim(key, '0') = :key OR (:key = '0' AND trim(key, '0') = '')) ORDER BY num LIMIT 1",
         {"job": job_num, "key": str(number)},
     )
     return None if row is None else tasks.by_num(tx, int(row[0]))
