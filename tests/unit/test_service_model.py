@@ -161,6 +161,13 @@ class ServiceModel(RuleBasedStateMachine):
         if self._try(verb, job, f"t{number}") and verb is tasks.reactivate_task:
             self.ended_tasks.pop(self.here.task(f"t{number}", job).num, None)
 
+    @rule(job=JOBS, number=SMALL)
+    def begin_a_task_anew(self, job: str, number: int) -> None:
+        """Terminate a task and reactivate it at once: what ran of it has not ended yet."""
+        self.change_task(job, number, tasks.terminate_task)
+        self.everything_holds()
+        self.change_task(job, number, tasks.reactivate_task)
+
     @rule(
         job=JOBS,
         verb=st.sampled_from(
