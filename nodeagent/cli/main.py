@@ -21,6 +21,7 @@ COMMANDS = {
     "app": "nodeagent.cli.app:app",
     "drain": "nodeagent.cli.drain:drain",
     "events": "nodeagent.cli.events:events",
+    "explain": "nodeagent.cli.explain:explain",
     "config": "nodeagent.cli.config:config",
     "completion": "nodeagent.cli.completion:completion",
     "version": "nodeagent.cli.version:version",

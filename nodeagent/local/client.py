@@ -17,6 +17,7 @@ from nodeagent.model.times import http_date, utc_now
 
 API_VERSION = "2025-06-01"
 EVENTS_PATH = "/nodeagent/v1/events"
+EXPLAIN_PATH = "/nodeagent/v1/explain"
 
 _JSON = "application/json; odata=minimalmetadata"
 _TASKS_PER_REQUEST = 100
@@ -169,6 +170,10 @@ class BatchClient:
             return b""
         async with self._send("GET", base, headers={"ocp-range": f"bytes={max(0, size - limit)}-{size - 1}"}) as answer:
             return await answer.read()
+
+    async def explain(self, *names: str) -> dict[str, Any]:
+        """Return why something is in its state: `jobs`, a job, `tasks`, a task; or `pools`, a pool, `nodes`, a node."""
+        return await self._json("GET", "/".join((EXPLAIN_PATH, *map(_segment, names))))
 
     async def events(self, *, after: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """Yield events with a number above `after`, in order; with `follow`, for ever."""

@@ -24,7 +24,6 @@ _ANY_TASK: dict[str, Check] = {
 }
 _TASK: dict[str, Check] = _ANY_TASK | {
     "multiInstanceSettings": _present,
-    "affinityInfo": _present,
 }
 _POOL: dict[str, Check] = {
     "enableAutoScale": bool,

@@ -33,7 +33,7 @@ from nodeagent.service.nodeapi import routes as node_routes
 from nodeagent.service.packages import PackageFiles
 from nodeagent.service.rest import routes as rest_routes
 from nodeagent.service.rest.dispatch import protected
-from nodeagent.service.rest.handlers import applications, transfers
+from nodeagent.service.rest.handlers import applications, explain, transfers
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import STOPPING_SIGNAL, Signals
 from nodeagent.service.state_dir import DATABASE_NAME, open_state_dir, read_node_key
@@ -194,6 +194,7 @@ class Service:
         app.router.add_get(event_log.PATH, protected(event_log.stream_events))
         app.router.add_get(transfers.PATH, protected(transfers.list_transfers))
         applications.add_routes(app)
+        explain.add_routes(app)
         node_routes.add_routes(app)
         rest_routes.add_routes(app)
         return app

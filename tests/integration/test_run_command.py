@@ -265,11 +265,11 @@ async def test_a_folder_is_for_one_run(tmp_path: Path, folder: Path) -> None:
 async def test_loose_lets_unsupported_properties_pass(tmp_path: Path, folder: Path) -> None:
     """Without --loose a property that is not supported is refused by name; with it there is a warning."""
     body = job_text("loose", [("t", "true")])
-    body["tasks"][0]["affinityInfo"] = {"affinityId": "TVM:node-1"}  # type: ignore[index]
+    body["tasks"][0]["multiInstanceSettings"] = {"coordinationCommandLine": "x"}  # type: ignore[index]
     path = job_file(tmp_path, body)
     status, _, err = await nodeagent("run", path, f"--state-dir={folder}")
     assert status == 2
-    assert "tasks[0].affinityInfo: is not supported" in err
+    assert "tasks[0].multiInstanceSettings: is not supported" in err
     status, _, err = await nodeagent("run", path, "--loose", f"--state-dir={folder}")
     assert status == 0, err
     assert "warning" in err

@@ -53,6 +53,18 @@ def test_a_retry_may_succeed(client: Sdk, job_id: str) -> None:
     assert client.get_task(job_id, "a").constraints.max_task_retry_count == 1
 
 
+def test_a_task_may_prefer_a_node_and_shows_it(client: Sdk, job_id: str, batch_endpoint: BatchEndpoint) -> None:
+    """`affinityInfo` comes back as it was sent, and takes the node's own `affinityId`; a wrong one is no bar."""
+    client.create_job(job(job_id))
+    wanted = client.get_node(POOL, batch_endpoint.node_id).affinity_id
+    for task_id, affinity_id in (("there", wanted), ("nowhere", "TVM:nobody")):
+        client.create_task(job_id, task(task_id, affinity_info=models.BatchAffinityInfo(affinity_id=affinity_id)))
+        ended = completed(client, job_id, task_id)
+        assert ended.affinity_info.affinity_id == affinity_id
+        assert ended.node_info.affinity_id == wanted
+        assert ended.execution_info.result == models.BatchTaskExecutionResult.SUCCESS
+
+
 def test_adding_the_same_tasks_again_counts_as_success(client: Sdk, job_id: str) -> None:
     """After a lost answer clients repeat themselves: TaskExists is fine for the SDK, and nothing is doubled."""
     client.create_job(job(job_id))

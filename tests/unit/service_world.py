@@ -24,6 +24,7 @@ from nodeagent.model.protocol import (
     EndJobSession,
     FileServer,
     Heartbeat,
+    NodeCall,
     NodeMessage,
     NumberedMessage,
     Outcome,
@@ -103,6 +104,7 @@ class FakeNode:
     store: Store
     id: str
     slots: int
+    pool_id: str = POOL
     epoch: int = 1
     boot: int = 1
     cursor: int = 0
@@ -110,13 +112,37 @@ class FakeNode:
     prepared: dict[str, ExecutionResult] = field(default_factory=dict)
     ended: dict[str, tuple[Report, ...]] = field(default_factory=dict)
     seen: list[NodeMessage] = field(default_factory=list)
+    cut: bool = False
+    """Nothing that it says or asks reaches the service; what it has goes on, and its reports wait."""
+    outbox: list[Report] = field(default_factory=list)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The attempts whose terminal report is not acknowledged."""
+        return tuple(dict.fromkeys((*self.live, *(report.attempt_id for report in self.outbox))))
+
+    def _drop(self, unknown: tuple[str, ...]) -> None:
+        for attempt_id in unknown:
+            self.live.pop(attempt_id, None)
+        self.outbox = [report for report in self.outbox if report.attempt_id not in unknown]
+
+    def come_back(self) -> list[ReportStatus]:
+        """Let a cut off node reach the service again: it says that it lives, and what has happened meanwhile."""
+        self.cut = False
+        self.heartbeat()
+        return self.flush()
+
+    def flush(self) -> list[ReportStatus]:
+        """Send the reports that wait, oldest first; return what was done with each."""
+        waiting, self.outbox = self.outbox, []
+        return [self.send(report) for report in waiting]
 
     def register(self, **more: object) -> None:
         """Register as an agent does at its start; `more` are properties of the call that this node sets otherwise."""
         call = Register(
             node_id=self.id,
             epoch=self.epoch,
-            pool_id=POOL,
+            pool_id=self.pool_id,
             instance_id=f"{self.id}-{self.epoch}",
             boot_id=f"boot-{self.boot}",
             boot_time=START,
@@ -128,17 +154,15 @@ class FakeNode:
             root_directory="/r",
             file_server=FileServer(url="http://127.0.0.1:1", token="t"),
             cursor=self.cursor,
-            live_attempts=tuple(self.live),
+            live_attempts=self.known,
         ).model_copy(update=more)
-        for unknown in self.store.do(lambda tx: nodes.register(tx, call, self.store.now)):
-            del self.live[unknown]
+        self._drop(self.store.do(lambda tx: nodes.register(tx, call, self.store.now)))
 
     def heartbeat(self) -> None:
         """Send a heartbeat, and drop what the service does not know."""
-        call = Heartbeat(node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=tuple(self.live))
+        call = Heartbeat(node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=self.known)
         answer = self.store.do(lambda tx: nodes.heartbeat(tx, call, self.store.now))
-        for unknown in answer.unknown_attempts:
-            del self.live[unknown]
+        self._drop(answer.unknown_attempts)
 
     @property
     def row(self) -> node_rows.NodeRow:
@@ -185,8 +209,8 @@ class FakeNode:
         gate = attempt.assignment.preparation
         return gate is not None and gate.wait_for_success and gate.attempt_id in self.live
 
-    def report(self, attempt: Running, transition: Transition, **more: object) -> ReportStatus:
-        """Send the next report of an attempt."""
+    def report(self, attempt: Running, transition: Transition, **more: object) -> ReportStatus | None:
+        """Send the next report of an attempt; None if the node is cut off, and the report waits."""
         attempt.seq += 1
         report = Report.model_validate(
             {
@@ -198,7 +222,9 @@ class FakeNode:
                 **more,
             }
         )
-        status = self.send(report)
+        status = None if self.cut else self.send(report)
+        if status is None:
+            self.outbox.append(report)
         attempt_id = attempt.assignment.attempt_id
         self.ended[attempt_id] = (*self.ended.get(attempt_id, ()), report)
         if transition is Transition.RUNNING:
@@ -208,10 +234,11 @@ class FakeNode:
         return status
 
     def send(self, report: Report) -> ReportStatus:
-        """Send one report; return what was done with it."""
-        node = self.row
+        """Send one report; return what was done with it. Raises NodeRefusedError where the node is fenced."""
+        call = NodeCall(node_id=self.id, epoch=self.epoch)
 
         def apply(tx: Transaction) -> ReportStatus:
+            node = nodes.require(tx, call)
             status = apply_report(tx, node.num, report, self.store.now).status
             nodes.advance(tx, node, self.store.now)
             return status
@@ -271,6 +298,13 @@ class World:
         self.nodes = [FakeNode(self.store, f"node{number}", count) for number, count in enumerate(slots)]
         for node in self.nodes:
             node.register()
+
+    def add_node(self, slots: int, pool_id: str = POOL) -> FakeNode:
+        """Let one more node join a pool."""
+        node = FakeNode(self.store, f"node{len(self.nodes)}", slots, pool_id)
+        self.nodes.append(node)
+        node.register()
+        return node
 
     def create_job(self, job_id: str = "job", **more: object) -> None:
         """Add a job."""

@@ -24,7 +24,7 @@ def test_every_command_has_help_with_a_summary_sentence(command: str) -> None:
     assert re.search(r"\n\n  [A-Z][^\n]+", result.output)
 
 
-@pytest.mark.parametrize("command", ["run", "up", "service", "agent", "events"])
+@pytest.mark.parametrize("command", ["run", "up", "service", "agent", "events", "explain"])
 def test_help_has_examples_and_exit_statuses(command: str) -> None:
     """What a person needs first is in the help itself."""
     output = CliRunner().invoke(cli, [command, "--help"], prog_name="nodeagent").output

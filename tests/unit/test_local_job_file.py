@@ -122,13 +122,14 @@ def test_a_task_with_the_id_of_a_special_task(tmp_path: Path) -> None:
 
 def test_unsupported_properties_by_name(tmp_path: Path) -> None:
     """Refused with their path; `loose` makes each a warning and lets the job pass."""
-    body = {"id": "j", "tasks": [{"id": "a", "commandLine": "x", "affinityInfo": {"affinityId": "TVM:n"}}]}
+    task = {"id": "a", "commandLine": "x", "multiInstanceSettings": {"coordinationCommandLine": "y"}}
+    body = {"id": "j", "tasks": [task]}
     text = json.dumps(body, indent=1)
-    assert "tasks[0].affinityInfo: is not supported by this version" in problems(tmp_path, text)[0]
+    assert "tasks[0].multiInstanceSettings: is not supported by this version" in problems(tmp_path, text)[0]
     (tmp_path / "job.json").write_text(text)
     loose = load(tmp_path / "job.json", pool_id="local", loose=True)
     assert len(loose.warnings) == 1
-    assert "tasks[0].affinityInfo" in loose.warnings[0]
+    assert "tasks[0].multiInstanceSettings" in loose.warnings[0]
 
 
 def test_the_job_directory_is_told_unless_the_file_does(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def close_attempt(
     )
     if given_up:
         dispatch.take_back(tx, attempt)
+    tx.signal(SCHEDULE)
     if attempt.kind not in TASK_KINDS:
         return
     ran = attempt.state is AttemptState.RUNNING
@@ -52,7 +53,6 @@ def close_attempt(
         tasks.release_attempt(tx, attempt.task_num, attempt.num)
     if attempt.remove_files:
         dispatch.remove_files(tx, job.id, attempt.node_num, (attempt.id,))
-    tx.signal(SCHEDULE)
 
 
 def complete_task(

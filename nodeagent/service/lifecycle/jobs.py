@@ -117,6 +117,7 @@ def disable_job(tx: Transaction, job_id: str, disable_tasks: DisableTasks, now: 
         return job
     if job.state is not JobState.DISABLING:
         jobs.set_state(tx, job.num, JobState.DISABLING, now)
+    tx.signal(SCHEDULE)  # a node that was kept for a task of this job is free for others
     jobs.touch(tx, job.num, later(now, job.modified))
     reason = _STOP_ON_DISABLE.get(disable_tasks)
     if reason is not None:
@@ -172,6 +173,7 @@ def delete_job(tx: Transaction, job_id: str, now: datetime, *, force: bool = Fal
     if job.state is not JobState.DELETING:
         jobs.forget_deadline(tx, job.num)
         jobs.set_state(tx, job.num, JobState.DELETING, now)
+        tx.signal(SCHEDULE)
         _stop_tasks(tx, job, StopReason.JOB_TERMINATE)
     if force:
         _abandon(tx, job, now)
@@ -195,6 +197,7 @@ def _begin_end(tx: Transaction, job: JobRow, reason: str, now: datetime) -> None
     if job.state is not JobState.TERMINATING:
         jobs.set_state(tx, job.num, JobState.TERMINATING, now)
         jobs.set_terminating(tx, job.num, reason)
+        tx.signal(SCHEDULE)
     _stop_tasks(tx, job, StopReason.JOB_TERMINATE)
 
 

@@ -126,6 +126,7 @@ def terminate_task(tx: Transaction, job_id: str, task_id: str, now: datetime) ->
     _detach(tx, task, StopReason.USER_TERMINATE)
     outcome = giving_up.stopped(StopReason.USER_TERMINATE, now)
     ends.complete_task(tx, job, task, ends.ended_execution(task, outcome), now, attempt_num=task.attempt_num)
+    tx.signal(SCHEDULE)  # a node may have been kept for it
     task_ended(tx, job, task.num, now)
     return require(tx, job_id, task_id)[1]
 
@@ -163,6 +164,7 @@ def delete_task(tx: Transaction, job_id: str, task_id: str, now: datetime) -> No
     counts.add(tx, job.num, counts.bucket(task.state, task.execution.result), tasks=-1, slots=-task.required_slots)
     dependents.withdraw(tx, job.num, task)
     tasks.delete(tx, task.num)
+    tx.signal(SCHEDULE)
     jobs.settle(tx, job.num, now)
 
 

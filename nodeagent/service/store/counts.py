@@ -33,10 +33,11 @@ def get(tx: Transaction, job_num: int) -> JobCounts:
     """Return a job's counters; `preparing` counts as running (spec/rest.md §3.8)."""
     columns = ", ".join((*_BUCKETS, *(f"{name}_slots" for name in _BUCKETS)))
     row = tx.one(f"SELECT {columns} FROM job_counts WHERE job_num = ?", (job_num,)) or (0,) * 10  # noqa: S608
-    return JobCounts(_shape(*row[:5]), _shape(*row[5:]))
+    return JobCounts(shape(*row[:5]), shape(*row[5:]))
 
 
-def _shape(active: int, preparing: int, running: int, succeeded: int, failed: int) -> TaskCounts:
+def shape(active: int, preparing: int, running: int, succeeded: int, failed: int) -> TaskCounts:
+    """Return numbers of tasks (or slots) in each state as the REST API shows them."""
     return TaskCounts(
         active=active,
         running=preparing + running,

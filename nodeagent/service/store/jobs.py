@@ -210,17 +210,19 @@ def delete(tx: Transaction, num: int) -> None:
     tx.execute("DELETE FROM jobs WHERE num = ?", (num,))
 
 
-def with_waiting_tasks(tx: Transaction, pool_key: str) -> list[tuple[int, int]]:
-    """Return (number, maxParallelTasks) of the active jobs of a pool that have active tasks.
+def with_waiting_tasks(tx: Transaction, pool_key: str, *, in_turn: bool = False) -> list[int]:
+    """Return the numbers of the active jobs of a pool that have active tasks.
 
-    Highest priority first, then oldest first.
+    Highest priority first, then oldest first; or, `in_turn`, first the one that has gone longest without an attempt.
     """
+    last_served = "(SELECT max(a.num) FROM attempts a WHERE a.job_num = j.num), " if in_turn else ""
     rows = tx.execute(
-        "SELECT j.num, j.max_parallel_tasks FROM jobs j JOIN job_counts c ON c.job_num = j.num"
-        " WHERE j.pool_key = ? AND j.state = 'active' AND c.active > 0 ORDER BY j.priority DESC, j.num",
+        "SELECT j.num FROM jobs j JOIN job_counts c ON c.job_num = j.num"  # noqa: S608
+        " WHERE j.pool_key = ? AND j.state = 'active' AND c.active > 0"
+        f" ORDER BY j.priority DESC, {last_served}j.num",
         (pool_key,),
     )
-    return [(row[0], row[1]) for row in rows]
+    return [row[0] for row in rows]
 
 
 def deadlines_due(tx: Transaction, now: datetime) -> list[JobRow]:

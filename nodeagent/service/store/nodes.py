@@ -176,11 +176,11 @@ WHERE n.free_slots > 0 AND n.state IN ('idle', 'running') AND n.scheduling_state
 """
 
 
-def with_free_slots(tx: Transaction) -> dict[str, list[tuple[int, int, int]]]:
-    """Return (number, slots, free slots) of the nodes where a task could start now, by lower-case pool id."""
-    found: dict[str, list[tuple[int, int, int]]] = {}
-    for pool_key, *node in tx.execute(f"SELECT p.key, n.num, n.slots, n.free_slots {_FREE} ORDER BY n.num"):
-        found.setdefault(pool_key, []).append((node[0], node[1], node[2]))
+def with_free_slots(tx: Transaction) -> dict[str, list[tuple[int, int, int, str]]]:
+    """Return (number, slots, free slots, lower-case id) of the nodes where a task could start now, by pool key."""
+    found: dict[str, list[tuple[int, int, int, str]]] = {}
+    for pool_key, *node in tx.execute(f"SELECT p.key, n.num, n.slots, n.free_slots, n.key {_FREE} ORDER BY n.num"):
+        found.setdefault(pool_key, []).append((node[0], node[1], node[2], node[3]))
     return found
 
 

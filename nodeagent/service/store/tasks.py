@@ -153,12 +153,15 @@ def page(
     return [_row(row) for row in rows]
 
 
-def ready(tx: Transaction, job_num: int, *, max_slots: int, limit: int) -> list[TaskRow]:
-    """Return the first active, unassigned tasks that wait for no other and need no more slots than a node has."""
+def ready(tx: Transaction, job_num: int, *, after: int = 0, max_slots: int, limit: int) -> list[TaskRow]:
+    """Return the first active, unassigned tasks behind `after` that wait for no other and need at most so many slots.
+
+    `after` is a task's number.
+    """
     rows = tx.execute(
-        f"{_SELECT} WHERE t.job_num = ? AND t.state = 'active' AND t.attempt_num IS NULL AND t.waits = 0"
-        " AND t.required_slots <= ? ORDER BY t.num LIMIT ?",
-        (job_num, max_slots, limit),
+        f"{_SELECT} WHERE t.job_num = ? AND t.num > ? AND t.state = 'active' AND t.attempt_num IS NULL"
+        " AND t.waits = 0 AND t.required_slots <= ? ORDER BY t.num LIMIT ?",
+        (job_num, after, max_slots, limit),
     )
     return [_row(row) for row in rows]
 
