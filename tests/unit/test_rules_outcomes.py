@@ -157,10 +157,10 @@ def test_what_is_not_built_is_refused_by_name() -> None:
             "id": "t",
             "commandLine": "x",
             "containerSettings": {"imageName": "i"},
-            "affinityInfo": {"affinityId": "TVM:n"},
+            "multiInstanceSettings": {"coordinationCommandLine": "c"},
         }
     )
-    assert supported.unsupported_task(fancy) == ["containerSettings", "affinityInfo"]
+    assert supported.unsupported_task(fancy) == ["containerSettings", "multiInstanceSettings"]
 
 
 def test_what_is_not_built_is_refused_of_a_job_manager_too() -> None:

@@ -277,10 +277,12 @@ class ServiceModel(RuleBasedStateMachine):
     def let_node_take_tasks(self, index: int, *, takes: bool) -> None:
         """Disable or enable a node's scheduling."""
         num = self._node(index).row.num
-        change = node_rows.set_schedulable if takes else node_rows.set_draining
 
         def carry_out(tx: Transaction) -> None:
-            change(tx, num, self.here.store.now)
+            if takes:
+                node_rows.enable_scheduling(tx, num, self.here.store.now)
+            else:
+                node_rows.disable_scheduling(tx, num, "agent", self.here.store.now)
             tx.signal(SCHEDULE)
 
         self.here.store.do(carry_out)
