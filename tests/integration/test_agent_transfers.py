@@ -28,6 +28,8 @@ from nodeagent.model.protocol import (
     StopReason,
     TransferPhase,
 )
+from nodeagent.transfer.base import Place
+from nodeagent.transfer.resource_files import ResourceFiles
 from tests.integration.azurite import Container
 from tests.integration.faulty_server import Asked, Reply, faulty_server
 
@@ -319,6 +321,40 @@ async def test_files_of_a_failed_transfer_are_removed_like_others(node: Node, co
 
     await until(lambda: not (node.job() / "t").exists())
     assert not (node.folder / "state" / "attempts" / "a1").exists()
+
+
+async def test_the_next_attempt_waits_until_the_one_before_writes_no_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being put in place cannot be cancelled half-way: it must not land in the directory of another attempt."""
+    held, let_go, put = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def bring(_: ResourceFiles, __: object, place: Place, ___: object) -> None:
+        if held.is_set():
+            return
+        held.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await let_go.wait()
+            (place.directory / "late").touch()
+            put.set()
+
+    monkeypatch.setattr(ResourceFiles, "bring", bring)
+    work = {"resource_files": ({"http_url": "http://127.0.0.1:1/f", "file_path": "f"},)}
+    node.service.send(task("a1", "/bin/true", task_id="t", work=work))
+    await held.wait()
+    node.service.send(StopAttempt(attempt_id="a1", reason=StopReason.JOB_DISABLE_REQUEUE))
+    assert (await node.outcome("a1")).stop_reason is StopReason.JOB_DISABLE_REQUEUE
+    node.service.send(task("a2", "/bin/ls", task_id="t", work=work))
+    await node.service.running("a2")
+    assert len(node.service.reports_of("a2")) == 1
+    let_go.set()
+
+    assert (await node.outcome("a2")).exit_code == 0
+    assert put.is_set()
+    assert node.output("t") == ""
+    assert (node.job() / "t~1" / "wd" / "late").exists()
 
 
 def zipped(**files: str) -> tuple[str, bytes]:
