@@ -282,6 +282,20 @@ async def test_a_stop_ends_an_upload_at_once(node: Node, reason: StopReason) -> 
     assert "SECRET" not in outcome.to_json()
 
 
+async def test_a_task_that_the_wall_clock_ended_is_a_failure_to_its_uploads(node: Node, container: Container) -> None:
+    """Also one that answers SIGTERM with an exit code of 0 (spec/node.md §5)."""
+    files = tuple(
+        output_file("../stdout.txt", container, condition, upload_condition=condition)
+        for condition in ("taskSuccess", "taskFailure", "taskCompletion")
+    )
+    command = "/bin/sh -c 'trap \"exit 0\" TERM; echo x; sleep 60 & wait'"
+    node.service.send(task("a1", command, work={"output_files": files}, max_wall_clock_time=timedelta(seconds=0.5)))
+    outcome = await node.outcome("a1")
+
+    assert (code(outcome), outcome.stop_reason) == ("TaskEnded", StopReason.WALL_CLOCK)
+    assert container.names() == ["taskCompletion", "taskFailure"]
+
+
 async def test_logs_go_while_the_task_runs_where_that_is_asked_for(tmp_path: Path, container: Container) -> None:
     """`live_logs_seconds`; what is in storage grows, and is whole at the end."""
     command = f"/bin/sh -c 'echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo last'"
