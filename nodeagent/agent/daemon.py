@@ -188,13 +188,16 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
         )
         assignments = Assignments(tools, removals, stored.cursor)
         await recovery.recover(tools, stored, removals, state)
+        joining = Joining(
+            transfers.packages, transfers.pool_ready, lambda: beat_once(membership, heartbeat, layout.root)
+        )
         leaving = Leaving(database, removals, sessions, attempts, tasks)
         client.when_pool_gone = leaving.pool_gone
 
         membership = Membership(
             client,
             lambda: introduction.register(assignments.cursor, attempts.ids()),
-            leaving.after(correspondence.registered),
+            leaving.after(joining.after(correspondence.registered)),
         )
 
         def heartbeat(host: HostStatistics) -> Heartbeat:
@@ -208,12 +211,8 @@ async def _live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Ev
             )
 
         async def work() -> None:
-            await Joining(transfers.packages, transfers.pool_ready).run(
-                stored.registered,
-                registration,
-                lambda: introduction.registered,
-                lambda: beat_once(membership, heartbeat, layout.root),
-            )
+            await joining.run(stored.registered, registration, lambda: introduction.registered)
+            tasks.create_task(joining.keep())
             await assignments.run(membership, identity.node_id, identity.epoch, settings.poll_seconds)
 
         registration = tasks.create_task(membership.register())

@@ -415,6 +415,28 @@ async def test_a_package_of_the_pool_that_cannot_be_installed_is_told_before_wor
     assert [[error.code for error in errors] for errors in beats][-1] == ["ApplicationPackageError"]
 
 
+async def test_a_node_that_registers_again_has_the_packages_that_its_pool_refers_to_then(tmp_path: Path) -> None:
+    """The pool was made anew, say: what could not be had is told no more, and tasks wait for what is new."""
+    digest, content = zipped(tool="new")
+    async with ScriptedService(heartbeat_seconds=0.1) as service:
+        service.pool_packages = (ApplicationPackage(application_id="a", version="1", problem="there is none"),)
+        async with living_agent(tmp_path, service):
+            node = Node(service, tmp_path)
+            await service.until(lambda: any(beat.errors for beat in service.heartbeats), "the error")
+            service.packages = {digest: content}
+            service.pool_packages = (
+                ApplicationPackage(application_id="Tool", version="1", sha256=digest, size=len(content)),
+            )
+            service.forget_node()
+            service.send(task("a1", "/bin/sh -c 'cat $AZ_BATCH_APP_PACKAGE_Tool_1/tool'", task_id="t"))
+            assert (await node.outcome("a1")).exit_code == 0
+            seen = len(service.heartbeats)
+            await service.until(
+                lambda: len(service.heartbeats) > seen and not service.heartbeats[-1].errors, "no error"
+            )
+    assert node.output("t") == "new"
+
+
 async def test_an_agent_that_ends_leaves_a_download_to_its_next_life(tmp_path: Path) -> None:
     """The step is simply done again; the start time stays that of the first."""
     held = Held()

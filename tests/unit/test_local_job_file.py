@@ -16,7 +16,7 @@ from nodeagent.rules.file_properties import AUTO_STORAGE_NEEDED
 GOOD: dict[str, Any] = {"id": "j", "tasks": [{"id": "a", "commandLine": "true"}]}
 
 
-def problems(tmp_path: Path, text: str, name: str = "job.json", **options: bool) -> list[str]:
+def problems(tmp_path: Path, text: str, name: str = "job.json", **options: Any) -> list[str]:
     """Return what is told of a text, without the path."""
     file = tmp_path / name
     file.write_text(text)
