@@ -82,6 +82,7 @@ class AttemptDirectories:
         execution = self._runner.attempt.execution_id
         if self._made == execution:
             return actor
+        await self._tools.attempts.until_left(self.paths.root)
         while not self._tools.directories.make_task(self.paths, actor.owner):
             if self._is_marked():
                 break

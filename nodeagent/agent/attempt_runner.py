@@ -100,7 +100,9 @@ class AttemptRunner:
         """Perform the effects of an event that came from outside, or of a restart, beside whatever goes on."""
         if self.attempt.state in rules.OVER:
             if self._driver is not None and not self._storing:
-                self._driver.cancel()  # it waits for something that does not matter any more
+                driver, self._driver = self._driver, None  # a second time would cut short how it cleans up
+                if driver.cancel():  # it waits for something that does not matter any more
+                    self._tools.attempts.is_leaving(self.paths.root, driver)
             return
         todo = tuple(effect for effect in effects if not isinstance(effect, attempt_effects.Send))
         if not todo:

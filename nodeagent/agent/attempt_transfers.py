@@ -13,7 +13,7 @@ from nodeagent.agent import failpoints
 from nodeagent.agent.attempt_directories import AttemptDirectories
 from nodeagent.agent.disk_watch import FULL
 from nodeagent.agent.waiting import either
-from nodeagent.model.protocol import AttemptKind, StopReason, TransferPhase
+from nodeagent.model.protocol import AttemptKind, Outcome, StopReason, TransferPhase
 from nodeagent.model.times import UNLIMITED
 from nodeagent.rules import attempt_events
 from nodeagent.rules.accounts import AccountError
@@ -26,6 +26,10 @@ from nodeagent.transfer.upload_plan import Uploads
 if TYPE_CHECKING:
     from nodeagent.agent.attempt_runner import AttemptRunner
     from nodeagent.agent.tools import Tools
+
+
+ENDED_BY_LIMIT = -1
+"""For uploads: not 0."""
 
 
 class AttemptTransfers:
@@ -139,10 +143,17 @@ class AttemptTransfers:
         return Uploads(
             execution_id=self._runner.attempt.execution_id,
             output_files=self._runner.assignment.work.output_files,
-            exit_code=0 if outcome is None or outcome.exit_code is None else outcome.exit_code,
+            exit_code=0 if outcome is None else _exit_code(outcome),
             root=paths.root,
             wd=paths.wd,
             environment=spec.env,
             run_as=None if spec.user is None else RunAs(spec.user.uid, spec.user.gid, spec.user.groups),
             log_owner=None if owner is None else Owner(owner.uid, owner.gid),
         )
+
+
+def _exit_code(outcome: Outcome) -> int:
+    """What conditions of uploads go by: an exit code of 0 of a task that a limit ended is no success."""
+    if outcome.exit_code is None or (outcome.exit_code == 0 and outcome.stop_reason is not None):
+        return ENDED_BY_LIMIT
+    return outcome.exit_code

@@ -1,10 +1,11 @@
 """The attempts that the service still counts on, by id: who is live, and who is waited for."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import asyncio
+    from pathlib import Path
 
     from nodeagent.agent.attempt_runner import AttemptRunner
 
@@ -14,6 +15,8 @@ class Attempts:
 
     def __init__(self) -> None:
         self._runners: dict[str, AttemptRunner] = {}
+        self._leaving: dict[Path, set[asyncio.Task[None]]] = {}
+        """What still writes into directories of attempts that are over: it is cancelled, and about to end."""
 
     def __iter__(self) -> Iterator["AttemptRunner"]:
         return iter(tuple(self._runners.values()))
@@ -49,3 +52,18 @@ class Attempts:
         ]
         for retired in waits:
             await retired.wait()
+
+    def is_leaving(self, directory: "Path", work: "asyncio.Task[None]") -> None:
+        """Note that cancelled work of an attempt may write into its directory until it has ended."""
+        self._leaving.setdefault(directory, set()).add(work)
+        work.add_done_callback(lambda done: self._left(directory, done))
+
+    def _left(self, directory: "Path", work: "asyncio.Task[None]") -> None:
+        self._leaving[directory].discard(work)
+        if not self._leaving[directory]:
+            del self._leaving[directory]
+
+    async def until_left(self, directory: "Path") -> None:
+        """Wait until no earlier attempt writes into a directory that another one is to have."""
+        while working := self._leaving.get(directory):
+            await asyncio.wait(tuple(working))

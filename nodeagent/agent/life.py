@@ -138,12 +138,15 @@ async def live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Eve
             tools, removals, stored.cursor, boot.command_id, lambda command: _settle(commanded, command)
         )
         await recovery.recover(tools, stored, removals, state, boot.id)
+        joining = Joining(
+            transfers.packages, transfers.pool_ready, lambda: beat_once(membership, heartbeat, layout.root)
+        )
         leaving = Leaving(database, removals, sessions, attempts, tasks)
         client.when_pool_gone = leaving.pool_gone
         membership = Membership(
             client,
             lambda: introduction.register(assignments.cursor, attempts.ids()),
-            leaving.after(correspondence.registered),
+            leaving.after(joining.after(correspondence.registered)),
         )
 
         def heartbeat(host: HostStatistics) -> Heartbeat:
@@ -157,24 +160,21 @@ async def live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Eve
             )
 
         async def work() -> None:
-            await Joining(transfers.packages, transfers.pool_ready).run(
-                stored.registered,
-                registration,
-                lambda: introduction.registered,
-                lambda: beat_once(membership, heartbeat, layout.root),
-            )
+            await joining.run(stored.registered, registration, lambda: introduction.registered)
+            tasks.create_task(joining.keep())
             await assignments.run(membership, identity.node_id, identity.epoch, settings.poll_seconds)
 
         registration = tasks.create_task(membership.register())
-        tasks.create_task(reporter.run(membership))
-        tasks.create_task(work())
-        tasks.create_task(transfers.progress.run(client.call, identity.node_id, identity.epoch))
-        tasks.create_task(
-            beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned)
-        )
-        tasks.create_task(Retention(database, removals, settings.cleanup_seconds, tools.now).run())
-        tasks.create_task(disk.run())
-        tasks.create_task(_tell_service_manager(registration))
+        for going in (
+            reporter.run(membership),
+            work(),
+            transfers.progress.run(client.call, identity.node_id, identity.epoch),
+            beat(membership, heartbeat, layout.root, lambda: introduction.heartbeat_seconds, correspondence.disowned),
+            Retention(database, removals, settings.cleanup_seconds, tools.now).run(),
+            disk.run(),
+            _tell_service_manager(registration),
+        ):
+            tasks.create_task(going)
         await _first_of(stop, commanded)
         sd_notify.notify("STOPPING=1")
         raise StopAsked

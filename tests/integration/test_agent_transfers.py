@@ -28,6 +28,8 @@ from nodeagent.model.protocol import (
     StopReason,
     TransferPhase,
 )
+from nodeagent.transfer.base import Place
+from nodeagent.transfer.resource_files import ResourceFiles
 from tests.integration.azurite import Container
 from tests.integration.faulty_server import Asked, Reply, faulty_server
 
@@ -280,6 +282,20 @@ async def test_a_stop_ends_an_upload_at_once(node: Node, reason: StopReason) -> 
     assert "SECRET" not in outcome.to_json()
 
 
+async def test_a_task_that_the_wall_clock_ended_is_a_failure_to_its_uploads(node: Node, container: Container) -> None:
+    """Also one that answers SIGTERM with an exit code of 0 (spec/node.md §5)."""
+    files = tuple(
+        output_file("../stdout.txt", container, condition, upload_condition=condition)
+        for condition in ("taskSuccess", "taskFailure", "taskCompletion")
+    )
+    command = "/bin/sh -c 'trap \"exit 0\" TERM; echo x; sleep 60 & wait'"
+    node.service.send(task("a1", command, work={"output_files": files}, max_wall_clock_time=timedelta(seconds=0.5)))
+    outcome = await node.outcome("a1")
+
+    assert (code(outcome), outcome.stop_reason) == ("TaskEnded", StopReason.WALL_CLOCK)
+    assert container.names() == ["taskCompletion", "taskFailure"]
+
+
 async def test_logs_go_while_the_task_runs_where_that_is_asked_for(tmp_path: Path, container: Container) -> None:
     """`live_logs_seconds`; what is in storage grows, and is whole at the end."""
     command = f"/bin/sh -c 'echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo last'"
@@ -319,6 +335,40 @@ async def test_files_of_a_failed_transfer_are_removed_like_others(node: Node, co
 
     await until(lambda: not (node.job() / "t").exists())
     assert not (node.folder / "state" / "attempts" / "a1").exists()
+
+
+async def test_the_next_attempt_waits_until_the_one_before_writes_no_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being put in place cannot be cancelled half-way: it must not land in the directory of another attempt."""
+    held, let_go, put = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def bring(_: ResourceFiles, __: object, place: Place, ___: object) -> None:
+        if held.is_set():
+            return
+        held.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await let_go.wait()
+            (place.directory / "late").touch()
+            put.set()
+
+    monkeypatch.setattr(ResourceFiles, "bring", bring)
+    work = {"resource_files": ({"http_url": "http://127.0.0.1:1/f", "file_path": "f"},)}
+    node.service.send(task("a1", "/bin/true", task_id="t", work=work))
+    await held.wait()
+    node.service.send(StopAttempt(attempt_id="a1", reason=StopReason.JOB_DISABLE_REQUEUE))
+    assert (await node.outcome("a1")).stop_reason is StopReason.JOB_DISABLE_REQUEUE
+    node.service.send(task("a2", "/bin/ls", task_id="t", work=work))
+    await node.service.running("a2")
+    assert len(node.service.reports_of("a2")) == 1
+    let_go.set()
+
+    assert (await node.outcome("a2")).exit_code == 0
+    assert put.is_set()
+    assert node.output("t") == ""
+    assert (node.job() / "t~1" / "wd" / "late").exists()
 
 
 def zipped(**files: str) -> tuple[str, bytes]:
@@ -363,6 +413,28 @@ async def test_a_package_of_the_pool_that_cannot_be_installed_is_told_before_wor
             await service.until(lambda: bool(service.polls), "a poll")
             beats = [beat.errors for beat in service.heartbeats]
     assert [[error.code for error in errors] for errors in beats][-1] == ["ApplicationPackageError"]
+
+
+async def test_a_node_that_registers_again_has_the_packages_that_its_pool_refers_to_then(tmp_path: Path) -> None:
+    """The pool was made anew, say: what could not be had is told no more, and tasks wait for what is new."""
+    digest, content = zipped(tool="new")
+    async with ScriptedService(heartbeat_seconds=0.1) as service:
+        service.pool_packages = (ApplicationPackage(application_id="a", version="1", problem="there is none"),)
+        async with living_agent(tmp_path, service):
+            node = Node(service, tmp_path)
+            await service.until(lambda: any(beat.errors for beat in service.heartbeats), "the error")
+            service.packages = {digest: content}
+            service.pool_packages = (
+                ApplicationPackage(application_id="Tool", version="1", sha256=digest, size=len(content)),
+            )
+            service.forget_node()
+            service.send(task("a1", "/bin/sh -c 'cat $AZ_BATCH_APP_PACKAGE_Tool_1/tool'", task_id="t"))
+            assert (await node.outcome("a1")).exit_code == 0
+            seen = len(service.heartbeats)
+            await service.until(
+                lambda: len(service.heartbeats) > seen and not service.heartbeats[-1].errors, "no error"
+            )
+    assert node.output("t") == "new"
 
 
 async def test_an_agent_that_ends_leaves_a_download_to_its_next_life(tmp_path: Path) -> None:

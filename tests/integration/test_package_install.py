@@ -81,9 +81,9 @@ class Node:
     packages: Packages
     installer: PackageInstaller
 
-    async def ensure(self, *wanted: ApplicationPackage) -> Path:
+    async def ensure(self, *wanted: ApplicationPackage, counting: Meter | None = None) -> Path:
         """Install packages; return the directory of `app`."""
-        return Path((await self.packages.ensure(wanted, meter()))["AZ_BATCH_APP_PACKAGE_app"])
+        return Path((await self.packages.ensure(wanted, counting or meter()))["AZ_BATCH_APP_PACKAGE_app"])
 
     @property
     def names(self) -> list[str]:
@@ -348,11 +348,13 @@ async def whole(request: web.Request) -> web.StreamResponse:
     return web.Response(status=206, body=TOOL[begin:], headers=headers)
 
 
-async def cut(request: web.Request) -> web.StreamResponse:
-    """Send the first half, and cut the connection."""
+async def cut(request: web.Request, arrived: asyncio.Event | None = None) -> web.StreamResponse:
+    """Send the first half, and cut the connection; with an event not before that is set, so that the half counts."""
     response = web.StreamResponse(headers={"Content-Length": str(len(TOOL))})
     await response.prepare(request)
     await response.write(TOOL[: len(TOOL) // 2])
+    if arrived is not None:
+        await asyncio.wait_for(arrived.wait(), 30)
     assert request.transport is not None
     request.transport.close()
     return response
@@ -369,9 +371,20 @@ def saying(status: int, body: bytes = b"", headers: dict[str, str] | None = None
 
 async def test_a_cut_download_goes_on_where_it_was_cut(tmp_path: Path, faults: Faults) -> None:
     """Only what is missing is asked for again."""
-    faults.answers = [cut, whole]
+    arrived = asyncio.Event()
+
+    def told() -> None:
+        if counting.progress().bytes_done:
+            arrived.set()
+
+    counting = Meter("a", TransferPhase.INSTALLING, told)
+
+    async def cut_when_arrived(request: web.Request) -> web.StreamResponse:
+        return await cut(request, arrived)
+
+    faults.answers = [cut_when_arrived, whole]
     async with node(tmp_path, faults.url, "key") as made:
-        assert ((await made.ensure(package())) / "data").exists()
+        assert ((await made.ensure(package(), counting=counting)) / "data").exists()
     first, second = faults.ranges
     assert first is None
     assert second is not None
