@@ -16,12 +16,12 @@ from nodeagent.rules.file_properties import AUTO_STORAGE_NEEDED
 GOOD: dict[str, Any] = {"id": "j", "tasks": [{"id": "a", "commandLine": "true"}]}
 
 
-def problems(tmp_path: Path, text: str, name: str = "job.json", **options: Any) -> list[str]:
+def problems(tmp_path: Path, text: str, name: str = "job.json", *, loose: bool = False) -> list[str]:
     """Return what is told of a text, without the path."""
     file = tmp_path / name
     file.write_text(text)
     with pytest.raises(JobFileError) as caught:
-        load(file, pool_id="local", **options)
+        load(file, pool_id="local", loose=loose)
     lines = str(caught.value).splitlines()
     assert all(line.startswith(f"{file}:") for line in lines)
     return [line.removeprefix(f"{file}:") for line in lines]
