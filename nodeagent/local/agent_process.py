@@ -33,7 +33,7 @@ class AgentProcess:
 
     def __init__(self, node_id: str, arguments: Sequence[str], log_file: Path) -> None:
         self.node_id = node_id
-        self._command = (sys.executable, "-m", "nodeagent", "agent", "--exit-with-parent", *arguments)
+        self._command = (sys.executable, "-P", "-m", "nodeagent", "agent", "--exit-with-parent", *arguments)
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
