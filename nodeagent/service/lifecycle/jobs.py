@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from nodeagent.model.enums import DisableTasks, JobState, NodeTaskState, OnAllTasksComplete, TaskState
+from nodeagent.model.enums import DisableTasks, JobState, OnAllTasksComplete, TaskState
 from nodeagent.model.job import JobConstraints, JobCreate, JobPatch, JobUpdate, PoolInfo
 from nodeagent.model.protocol import AttemptKind, StopReason
 from nodeagent.model.times import UNLIMITED
@@ -246,13 +246,12 @@ def advance(tx: Transaction, job_num: int, now: datetime) -> None:
 
 
 def _begin_release(tx: Transaction, job: JobRow, now: datetime) -> None:
-    """Start the release task on each node where the preparation completed and a task of the job was assigned."""
+    """Start the release task where the preparation and tasks of the job have been, on nodes that are still there."""
     if job.spec.job_release_task is None:
         return
     for row in job_nodes.of_job(tx, job.num):
         node = nodes.by_num(tx, row.node_num)
-        prepared = row.preparation is not None and row.preparation.state is NodeTaskState.COMPLETED
-        if prepared and row.had_task and node is not None and node.state in EXPECTED:
+        if row.to_be_released and node is not None and node.state in EXPECTED:
             dispatch.assign_release(tx, job, row, now)
 
 

@@ -137,7 +137,7 @@ def _settle_attempts(tx: Transaction, node: NodeRow, call: Register, *, rebooted
         if not attempt.live:
             _free(tx, attempt)
         elif rebooted or _fetched(attempt, call.cursor):
-            lose(tx, attempt, AttemptState.GIVEN_UP, now)
+            lose(tx, attempt, AttemptState.GIVEN_UP, now, again=not call.reimaged)
             _free(tx, attempt)
 
 
@@ -163,11 +163,14 @@ def _unknown(tx: Transaction, node_num: int, live: tuple[str, ...]) -> tuple[str
     return tuple(unknown)
 
 
-def lose(tx: Transaction, attempt: AttemptRow, state: AttemptState, now: datetime) -> None:
-    """End an attempt that its node cannot end any more, and take its job along."""
+def lose(tx: Transaction, attempt: AttemptRow, state: AttemptState, now: datetime, *, again: bool = False) -> None:
+    """End an attempt that its node cannot end any more, and take its job along.
+
+    `again`: the node is there, with its files (`giving_up.lose`).
+    """
     job = job_rows.by_num(tx, attempt.job_num)
     if job is not None:
-        giving_up.lose(tx, job, attempt, state, now)
+        giving_up.lose(tx, job, attempt, state, now, again=again)
         jobs.advance(tx, job.num, now)
 
 

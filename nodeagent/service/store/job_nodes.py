@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 
 from nodeagent.model.container import ContainerInfo
 from nodeagent.model.enums import ExecutionResult, NodeTaskState
@@ -49,6 +50,18 @@ FROM job_nodes
 """
 
 
+class Progress(IntEnum):
+    """How far a job has come on a node since the node was last as new: what its release depends on."""
+
+    NOTHING = 0
+    ASSIGNED = 1
+    """A task of the job was sent there."""
+    PREPARED = 2
+    """The preparation task has succeeded there, for a task that was sent."""
+    RAN = 3
+    """A task of the job has run there."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobNodeRow:
     """A job on a node, which may be gone. `task_root_directory_url` is left for the REST side to fill in."""
@@ -58,7 +71,7 @@ class JobNodeRow:
     node_id: str
     pool_id: str
     ineligible: bool
-    had_task: bool
+    progress: Progress
     session_ended: bool
     prep_needed: bool
     prep_attempt: str | None
@@ -73,6 +86,15 @@ class JobNodeRow:
             self.preparation is not None and self.preparation.state is NodeTaskState.COMPLETED and not self.prep_needed
         )
 
+    @property
+    def to_be_released(self) -> bool:
+        """Whether the release task runs here when the job ends (spec/node.md §11).
+
+        The preparation task ran and completed; and it succeeded, or tasks of the job have run beside or after it.
+        """
+        completed = self.preparation is not None and self.preparation.state is NodeTaskState.COMPLETED
+        return completed and self.progress >= Progress.PREPARED
+
 
 def _row(row: Row) -> JobNodeRow:
     return JobNodeRow(
@@ -81,7 +103,7 @@ def _row(row: Row) -> JobNodeRow:
         node_id=row[2],
         pool_id=row[3],
         ineligible=bool(row[4]),
-        had_task=bool(row[5]),
+        progress=Progress(row[5]),
         session_ended=bool(row[6]),
         prep_needed=bool(row[7]),
         prep_attempt=row[8],
@@ -169,13 +191,21 @@ def ensure(tx: Transaction, job_num: int, node_num: int, node_id: str, pool_id: 
     """Return the row of a job on a node, made if it is missing, and record that a task of the job goes there."""
     tx.execute(
         "INSERT INTO job_nodes (job_num, node_num, node_key, node_id, pool_id, had_task) VALUES (?,?,?,?,?,1)"
-        " ON CONFLICT (job_num, node_num) DO UPDATE SET had_task = 1",
+        " ON CONFLICT (job_num, node_num) DO UPDATE SET had_task = max(had_task, 1)",
         (job_num, node_num, node_id.lower(), node_id, pool_id),
     )
     row = tx.one(f"{_SELECT} WHERE job_num = ? AND node_num = ?", (job_num, node_num))
     if row is None:
         raise LookupError("a row that was just inserted is not there")
     return _row(row)
+
+
+def reach(tx: Transaction, job_num: int, node_num: int, progress: Progress) -> None:
+    """Record how far a job has come on a node; it does not go back but by `forget_node`."""
+    tx.execute(
+        "UPDATE job_nodes SET had_task = :progress WHERE job_num = :job AND node_num = :node AND had_task < :progress",
+        {"progress": int(progress), "job": job_num, "node": node_num},
+    )
 
 
 def begin_preparation(tx: Transaction, job_num: int, node_num: int, attempt_id: str) -> None:
@@ -265,11 +295,9 @@ def forget_node(tx: Transaction, node_num: int) -> None:
 
 
 def preparation_lost(tx: Transaction, row: JobNodeRow) -> None:
-    """Forget a preparation whose end is not known: it runs anew before the next task of the job on the node."""
+    """Forget the attempt of a preparation whose end is not known: another runs before the job's next task there."""
     tx.execute(
-        "UPDATE job_nodes SET prep_needed = 1, prep_attempt = NULL, ineligible = 0,"
-        " prep_state = CASE WHEN prep_state = 'running' THEN NULL ELSE prep_state END"
-        " WHERE job_num = ? AND node_num = ?",
+        "UPDATE job_nodes SET prep_needed = 1, prep_attempt = NULL, ineligible = 0 WHERE job_num = ? AND node_num = ?",
         (row.job_num, row.node_num),
     )
 
@@ -283,10 +311,11 @@ def begin_release(tx: Transaction, row: JobNodeRow, attempt_id: str) -> None:
 
 
 def release_running(tx: Transaction, row: JobNodeRow, *, start_time: datetime, root_directory: str | None) -> None:
-    """Show the release task as running on a node."""
+    """Show the release task as running on a node, for the first time or again."""
     tx.execute(
-        "UPDATE job_nodes SET release_state = 'running', release_start_time = ?, release_root_directory = ?"
-        " WHERE job_num = ? AND node_num = ?",
+        "UPDATE job_nodes SET release_state = 'running', release_start_time = ?, release_end_time = NULL,"
+        " release_exit_code = NULL, release_result = NULL, release_container_info = NULL, release_failure_info = NULL,"
+        " release_root_directory = coalesce(?, release_root_directory) WHERE job_num = ? AND node_num = ?",
         (to_micros(start_time), root_directory, row.job_num, row.node_num),
     )
 
