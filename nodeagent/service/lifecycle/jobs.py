@@ -88,7 +88,7 @@ def _redefine(tx: Transaction, job: JobRow, changes: dict[str, object], now: dat
         spec.on_all_tasks_complete is OnAllTasksComplete.NO_ACTION
     ):
         raise invalid_property("onAllTasksComplete", "noaction", "terminatejob cannot be changed back to noaction")
-    if spec.pool_info != job.spec.pool_info and job.state is not JobState.DISABLED:
+    if not _same_pool(spec.pool_info, job.spec.pool_info) and job.state is not JobState.DISABLED:
         raise BatchError(
             409, "OperationInvalidForCurrentState", "The pool of a job can be changed only while the job is disabled."
         )
@@ -287,6 +287,13 @@ def purge(tx: Transaction, job_num: int) -> bool:
         return False
     jobs.delete(tx, job_num)
     return True
+
+
+def _same_pool(one: PoolInfo, other: PoolInfo) -> bool:
+    """Ids compare without case (spec/rest.md §1.3)."""
+    return (one.pool_id or "").lower() == (other.pool_id or "").lower() and (
+        one.auto_pool_specification == other.auto_pool_specification
+    )
 
 
 def _pool_id(info: PoolInfo) -> str:
