@@ -19,7 +19,7 @@ from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.removal import Removals
 from nodeagent.agent.tools import Tools
 from nodeagent.boundary.base import BoundaryError
-from nodeagent.model.protocol import AttemptKind, NodeCommand, Registered, StopReason
+from nodeagent.model.protocol import NodeCommand, Registered, StopReason
 from nodeagent.rules.attempt import OVER, execution_id, resume
 from nodeagent.rules.attempt_events import Disowned, Rebooted
 from nodeagent.runtime.base import Running, RuntimeFailure
@@ -81,13 +81,13 @@ async def recover(tools: Tools, stored: Stored, removals: Removals, state: State
 
 
 async def _leave_former_boot(tools: Tools, runners: Sequence[AttemptRunner], boot_id: str) -> None:
-    """Give up start tasks of a former boot: the service sends another one, as it hears of this boot (spec/node.md §10).
+    """Give up start and preparation tasks of a former boot: the service sends others, as it hears of this boot.
 
-    What was not launched yet is given back, as nothing may run before that one. All other attempts are resumed: their
-    records tell what became of them.
+    What was not launched yet is given back, as nothing may run before those (spec/node.md §10, §11). All other
+    attempts are resumed: their records tell what became of them.
     """
     changes = [
-        (runner, runner.apply(Disowned() if runner.attempt.plan.kind is AttemptKind.START else Rebooted()))
+        (runner, runner.apply(Disowned() if runner.attempt.plan.node_bound else Rebooted()))
         for runner in runners
         if runner.attempt.state not in OVER
     ]

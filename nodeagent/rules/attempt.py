@@ -417,7 +417,7 @@ class _Walk:
     def rebooted(self) -> None:
         """A task that has not been launched yet must not be before start and preparation task have run in this boot.
 
-        The service sends it again; so it does with a release. A preparation goes on where it was.
+        The service sends it again; so it does with a release.
         """
         if not self.attempt.plan.node_bound and self.attempt.state in _BEFORE_LAUNCH | {State.WAITING_PREP}:
             self.lost("the node was rebooted before the task was launched")

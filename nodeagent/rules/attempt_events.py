@@ -134,6 +134,7 @@ Event = (
     | Launched
     | Ended
     | Lost
+    | Rebooted
     | Swept
     | TransferredOut
     | StopRequested

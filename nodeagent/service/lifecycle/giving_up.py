@@ -79,7 +79,8 @@ def _session_lost(tx: Transaction, job: JobRow, attempt: AttemptRow, now: dateti
 def _preparation_lost(tx: Transaction, row: JobNodeRow, now: datetime) -> None:
     """Show an execution that had begun as completed, so that nobody reads for ever that it runs; it must run anew."""
     info = row.preparation
-    if info is not None and info.state is NodeTaskState.RUNNING:
+    running = info is not None and info.state is NodeTaskState.RUNNING
+    if info is not None and running:
         failure = failure_of(UNKNOWN, ("Message", "The node was lost while the job preparation task ran"))
         job_nodes.preparation_completed(
             tx,
@@ -90,7 +91,7 @@ def _preparation_lost(tx: Transaction, row: JobNodeRow, now: datetime) -> None:
             retry_count=info.retry_count,
             last_retry_time=info.last_retry_time,
         )
-    job_nodes.preparation_lost(tx, row)
+    job_nodes.preparation_lost(tx, row, cut_off=running or row.prep_cut_off)
 
 
 def _release_lost(tx: Transaction, row: JobNodeRow, attempt: AttemptRow, now: datetime) -> None:

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from nodeagent.model.enums import ExecutionResult, NodeState, PoolState
-from nodeagent.model.protocol import Heartbeat, HeartbeatAnswer, NodeCall, Register
+from nodeagent.model.protocol import AttemptKind, Heartbeat, HeartbeatAnswer, NodeCall, Register
 from nodeagent.service.lifecycle import giving_up, jobs, node_state, node_verbs, pools, start_tasks
 from nodeagent.service.lifecycle.names import DEADLINES, SCHEDULE
 from nodeagent.service.store import attempts, job_nodes, messages, nodes
@@ -129,10 +129,14 @@ def _forget_preparations(tx: Transaction, node: NodeRow) -> None:
 
 
 def _settle_attempts(tx: Transaction, node: NodeRow, call: Register, *, rebooted: bool, now: datetime) -> None:
-    """What the node has fetched and does not know is lost; given up attempts that it no longer has free their slots."""
+    """What the node has fetched and does not know is lost; given up attempts that it no longer has free their slots.
+
+    A reboot cuts off every preparation whose end is not known here: if it succeeded before, that boot is gone.
+    """
     known = frozenset(call.live_attempts)
     for attempt in attempts.open_on_node(tx, node.num):
-        if attempt.id in known:
+        cut_off = rebooted and attempt.live and attempt.kind is AttemptKind.JOB_PREPARATION
+        if attempt.id in known and not cut_off:
             continue
         if not attempt.live:
             _free(tx, attempt)

@@ -206,19 +206,11 @@ def _apply_to_preparation(tx: Transaction, job: JobRow, attempt: AttemptRow, rep
 
 
 def _prepared(tx: Transaction, row: JobNodeRow, preparation: JobPreparationTask, outcome: Outcome) -> None:
-    """A node whose preparation failed takes no tasks of the job, unless they do not wait for its success.
-
-    The report of a success may come after a reboot that undid it.
-    """
-    if outcome.result is ExecutionResult.FAILURE:
-        if preparation.wait_for_success:
-            job_nodes.set_ineligible(tx, row)
-        return
-    job_nodes.reach(tx, row.job_num, row.node_num, Progress.PREPARED)
-    node = nodes.by_num(tx, row.node_num)
-    rebooted_since = node is not None and node.booted is not None and outcome.end_time < node.booted
-    if rebooted_since and preparation.rerun_on_node_reboot_after_success:
-        job_nodes.need_preparation(tx, row)
+    """A node whose preparation failed takes no tasks of the job, unless they do not wait for its success."""
+    if outcome.result is ExecutionResult.SUCCESS:
+        job_nodes.reach(tx, row.job_num, row.node_num, Progress.PREPARED)
+    elif preparation.wait_for_success:
+        job_nodes.set_ineligible(tx, row)
 
 
 def _send_waiting_back(tx: Transaction, preparation: AttemptRow) -> None:

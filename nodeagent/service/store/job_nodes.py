@@ -64,7 +64,10 @@ class Progress(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobNodeRow:
-    """A job on a node, which may be gone. `task_root_directory_url` is left for the REST side to fill in."""
+    """A job on a node, which may be gone. `task_root_directory_url` is left for the REST side to fill in.
+
+    `prep_cut_off`: the preparation was lost while it ran, so the next one goes on with its retries.
+    """
 
     job_num: int
     node_num: int
@@ -74,6 +77,7 @@ class JobNodeRow:
     progress: Progress
     session_ended: bool
     prep_needed: bool
+    prep_cut_off: bool
     prep_attempt: str | None
     preparation: JobPreparationTaskExecutionInfo | None
     release_attempt: str | None
@@ -96,6 +100,10 @@ class JobNodeRow:
         return completed and self.progress >= Progress.PREPARED
 
 
+_CUT_OFF = 2
+"""In `prep_needed`, which is otherwise 0 or 1."""
+
+
 def _row(row: Row) -> JobNodeRow:
     return JobNodeRow(
         job_num=row[0],
@@ -106,6 +114,7 @@ def _row(row: Row) -> JobNodeRow:
         progress=Progress(row[5]),
         session_ended=bool(row[6]),
         prep_needed=bool(row[7]),
+        prep_cut_off=row[7] == _CUT_OFF,
         prep_attempt=row[8],
         preparation=None if row[9] is None else _preparation(row[9:19]),
         release_attempt=row[19],
@@ -216,6 +225,13 @@ def begin_preparation(tx: Transaction, job_num: int, node_num: int, attempt_id: 
     )
 
 
+# an execution that goes on with the retries of one that was cut off does not know when the last of them began
+_RETRIES = (
+    "prep_root_directory = coalesce(?, prep_root_directory), prep_retry_count = ?,"
+    " prep_last_retry_time = CASE WHEN ? > 0 THEN coalesce(?, prep_last_retry_time) END"
+)
+
+
 def preparation_running(
     tx: Transaction,
     row: JobNodeRow,
@@ -227,13 +243,13 @@ def preparation_running(
 ) -> None:
     """Show the preparation task as running on a node, for the first time or again."""
     tx.execute(
-        "UPDATE job_nodes SET prep_state = 'running', prep_start_time = ?, prep_end_time = NULL, prep_exit_code = NULL,"
+        "UPDATE job_nodes SET prep_state = 'running', prep_start_time = ?, prep_end_time = NULL, prep_exit_code = NULL,"  # noqa: S608 - a constant
         " prep_result = NULL, prep_container_info = NULL, prep_failure_info = NULL,"
-        " prep_root_directory = coalesce(?, prep_root_directory), prep_retry_count = ?, prep_last_retry_time = ?"
-        " WHERE job_num = ? AND node_num = ?",
+        f" {_RETRIES} WHERE job_num = ? AND node_num = ?",
         (
             to_micros(start_time),
             root_directory,
+            retry_count,
             retry_count,
             optional_micros(last_retry_time),
             row.job_num,
@@ -254,14 +270,14 @@ def preparation_completed(
 ) -> None:
     """Show the preparation task as completed on a node."""
     tx.execute(
-        "UPDATE job_nodes SET prep_state = 'completed', prep_start_time = ?, prep_end_time = ?, prep_exit_code = ?,"
+        "UPDATE job_nodes SET prep_state = 'completed', prep_start_time = ?, prep_end_time = ?, prep_exit_code = ?,"  # noqa: S608 - a constant
         " prep_result = ?, prep_container_info = ?, prep_failure_info = ?,"
-        " prep_root_directory = coalesce(?, prep_root_directory), prep_retry_count = ?, prep_last_retry_time = ?"
-        " WHERE job_num = ? AND node_num = ?",
+        f" {_RETRIES} WHERE job_num = ? AND node_num = ?",
         (
             to_micros(start_time),
             *_ended(outcome),
             root_directory,
+            retry_count,
             retry_count,
             optional_micros(last_retry_time),
             row.job_num,
@@ -294,11 +310,14 @@ def forget_node(tx: Transaction, node_num: int) -> None:
     )
 
 
-def preparation_lost(tx: Transaction, row: JobNodeRow) -> None:
-    """Forget the attempt of a preparation whose end is not known: another runs before the job's next task there."""
+def preparation_lost(tx: Transaction, row: JobNodeRow, *, cut_off: bool) -> None:
+    """Forget the attempt of a preparation whose end is not known: another runs before the job's next task there.
+
+    `cut_off`: it had begun.
+    """
     tx.execute(
-        "UPDATE job_nodes SET prep_needed = 1, prep_attempt = NULL, ineligible = 0 WHERE job_num = ? AND node_num = ?",
-        (row.job_num, row.node_num),
+        "UPDATE job_nodes SET prep_needed = ?, prep_attempt = NULL, ineligible = 0 WHERE job_num = ? AND node_num = ?",
+        (_CUT_OFF if cut_off else 1, row.job_num, row.node_num),
     )
 
 
