@@ -20,7 +20,7 @@ from datetime import timedelta
 
 import pytest
 
-from nodeagent.model.enums import ExecutionResult, NodeTaskState, TaskState
+from nodeagent.model.enums import DisableTasks, ExecutionResult, NodeTaskState, TaskState
 from nodeagent.model.job import JobPreparationTaskExecutionInfo, PreparationConstraints
 from nodeagent.model.protocol import AttemptKind, Outcome, ReportStatus, ReturnReason, StopReason, Transition
 from nodeagent.service.lifecycle import deadlines, jobs
@@ -327,7 +327,7 @@ def test_tasks_that_wait_for_a_preparation_come_back_when_the_job_is_disabled(wo
     world.add_task("t")
     node.fetch()
     node.run(attempt_of(node, AttemptKind.JOB_PREPARATION))
-    world.verb(jobs.disable_job, "job", "requeue")
+    world.verb(jobs.disable_job, "job", DisableTasks.REQUEUE)
     node.fetch()
     waiting = attempt_of(node, AttemptKind.USER)
     assert waiting.stop is StopReason.JOB_DISABLE_REQUEUE
