@@ -107,8 +107,8 @@ def test_the_limits_of_a_release_task(up: CommandedNode) -> None:
     longer = prepared_job("longer", "true", max_wall_clock_time=timedelta(minutes=15, seconds=1))
     refused = refusal(lambda: up.client.create_job(longer))
     assert (refused.status_code, refused.error.code) == (400, "InvalidPropertyValue")
-    named = {item["key"]: item["value"] for item in refused.error.as_dict()["values"]}
-    assert named["PropertyName"] == "jobReleaseTask.maxWallClockTime"
+    named = [item["value"] for item in refused.model["values"] if item["key"] == "PropertyName"]
+    assert named == ["jobReleaseTask.maxWallClockTime"]
 
 
 def test_a_release_that_fails_is_not_retried(up: CommandedNode, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_reboot_during_the_release_runs_it_again(up: CommandedNode, tmp_path: 
     job_id = run(up, prepared_job("rebooted", f"echo x >> {tries}; until [ -e {go} ]; do sleep 0.05; done"))
     terminate(up, job_id)
     eventually(lambda: lines(tries), bool)
-    first = up.release(job_id)
+    first = eventually(lambda: up.release(job_id), bool)
     assert (first.state.value, first.end_time) == ("running", None)
     up.reboot()
     eventually(lambda: lines(tries), lambda found: len(found) == 2)
