@@ -69,7 +69,8 @@ async def recover(tools: Tools, stored: Stored, removals: Removals, state: State
         tools.attempts.add(runner)
     tools.reporter.add(stored.outbox)
     if stored.boot != boot_id:
-        await _leave_former_boot(tools, runners, boot_id)
+        # an agent.db of before boots were counted does not tell of a reboot
+        await _leave_former_boot(tools, () if stored.boot is None else runners, boot_id)
     for runner in runners:
         runner.pursue(resume(runner.attempt))
     for removal in stored.removals:
