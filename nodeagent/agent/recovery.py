@@ -19,9 +19,9 @@ from nodeagent.agent.identity import StateDirectory
 from nodeagent.agent.removal import Removals
 from nodeagent.agent.tools import Tools
 from nodeagent.boundary.base import BoundaryError
-from nodeagent.model.protocol import AttemptKind, NodeCommand, Registered, StopReason
+from nodeagent.model.protocol import NodeCommand, Registered, StopReason
 from nodeagent.rules.attempt import OVER, execution_id, resume
-from nodeagent.rules.attempt_events import Disowned
+from nodeagent.rules.attempt_events import Disowned, Rebooted
 from nodeagent.runtime.base import Running, RuntimeFailure
 from nodeagent.shim import records
 from nodeagent.shim.records import RecordError
@@ -69,7 +69,8 @@ async def recover(tools: Tools, stored: Stored, removals: Removals, state: State
         tools.attempts.add(runner)
     tools.reporter.add(stored.outbox)
     if stored.boot != boot_id:
-        await _leave_former_boot(tools, runners, boot_id)
+        # an agent.db of before boots were counted does not tell of a reboot
+        await _leave_former_boot(tools, () if stored.boot is None else runners, boot_id)
     for runner in runners:
         runner.pursue(resume(runner.attempt))
     for removal in stored.removals:
@@ -81,14 +82,15 @@ async def recover(tools: Tools, stored: Stored, removals: Removals, state: State
 
 
 async def _leave_former_boot(tools: Tools, runners: Sequence[AttemptRunner], boot_id: str) -> None:
-    """Give up start tasks of a former boot: the service sends another one, as it hears of this boot (spec/node.md §10).
+    """Give up start and preparation tasks of a former boot: the service sends others, as it hears of this boot.
 
-    All other attempts are resumed: their records tell what became of them.
+    What was not launched yet is given back, as nothing may run before those (spec/node.md §10, §11). All other
+    attempts are resumed: their records tell what became of them.
     """
     changes = [
-        (runner, runner.apply(Disowned()))
+        (runner, runner.apply(Disowned() if runner.attempt.plan.node_bound else Rebooted()))
         for runner in runners
-        if runner.attempt.plan.kind is AttemptKind.START and runner.attempt.state not in OVER
+        if runner.attempt.state not in OVER
     ]
 
     def save(connection: sqlite3.Connection) -> None:

@@ -51,6 +51,7 @@ from nodeagent.rules.attempt_events import (
     PreparationUnknown,
     PreProcessingFailed,
     Pulled,
+    Rebooted,
     Removed,
     StopRequested,
     Swept,
@@ -101,8 +102,8 @@ _TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.WAITING_PREP: frozenset(
         {State.TRANSFERRING_IN, State.PULLING, State.LAUNCHING, State.LOST, State.REPORTED, State.RETAINED}
     ),
-    State.TRANSFERRING_IN: frozenset({State.PULLING, State.LAUNCHING, State.FINALIZING}),
-    State.PULLING: frozenset({State.LAUNCHING, State.FINALIZING}),
+    State.TRANSFERRING_IN: frozenset({State.PULLING, State.LAUNCHING, State.LOST, State.FINALIZING}),
+    State.PULLING: frozenset({State.LAUNCHING, State.LOST, State.FINALIZING}),
     State.LAUNCHING: frozenset({State.RUNNING, State.STOPPING, State.EXITED, State.LOST, State.FINALIZING}),
     State.RUNNING: frozenset({State.STOPPING, State.EXITED, State.LOST}),
     State.STOPPING: frozenset({State.EXITED, State.LOST}),
@@ -413,6 +414,14 @@ class _Walk:
         else:
             self.finalize(_failed(self.now, recoveries_used_up(MAX_RECOVERIES, detail)))
 
+    def rebooted(self) -> None:
+        """A task that has not been launched yet must not be before start and preparation task have run in this boot.
+
+        The service sends it again; so it does with a release.
+        """
+        if not self.attempt.plan.node_bound and self.attempt.state in _BEFORE_LAUNCH | {State.WAITING_PREP}:
+            self.lost("the node was rebooted before the task was launched")
+
     def _again(self, **changes: Any) -> None:  # noqa: ANN401 - fields of Attempt, checked by replace
         self.change(execution=self.attempt.execution + 1, outcome=None, **changes)
         self.begin()
@@ -519,6 +528,7 @@ _REACTIONS: Mapping[type, tuple[frozenset[State], Callable[[_Walk, Any], None]]]
     Launched: (_AT_THE_SHIM, lambda walk, _: walk.launched()),
     Ended: (_AT_THE_SHIM, lambda walk, event: walk.ended(event)),
     Lost: (_AT_THE_SHIM, lambda walk, event: walk.lost(event.detail)),
+    Rebooted: (frozenset(State), lambda walk, _: walk.rebooted()),
     Swept: (frozenset({State.SWEEPING}), lambda walk, event: walk.swept(event.sweep)),
     TransferredOut: (frozenset({State.TRANSFERRING_OUT}), lambda walk, event: walk.transferred_out(event.failure)),
 }

@@ -83,6 +83,11 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebooted:
+    """The node has been rebooted since the attempt was accepted; what a shim held, its records tell."""
+
+
+@dataclass(frozen=True, slots=True)
 class Swept:
     """The boundary was swept."""
 
@@ -129,6 +134,7 @@ Event = (
     | Launched
     | Ended
     | Lost
+    | Rebooted
     | Swept
     | TransferredOut
     | StopRequested

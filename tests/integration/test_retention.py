@@ -107,6 +107,16 @@ async def test_a_preparation_keeps_its_directory_as_long_as_its_job_is_here(
     await until(lambda: not (job / "jobpreparation").exists(), "the preparation's files to go")
 
 
+async def test_a_release_s_directory_goes_by_its_own_retention_time(service: ScriptedService, job: Path) -> None:
+    """Its time runs from its end, though the job is still here, and the preparation's directory stays."""
+    service.send(task("p", "/bin/true", kind=AttemptKind.JOB_PREPARATION))
+    await service.terminal("p")
+    service.send(task("r", "/bin/sh -c 'echo x > file'", kind=AttemptKind.JOB_RELEASE, retention_time=SOON))
+    await service.terminal("r")
+    await until(lambda: not (job / "jobrelease").exists(), "the release's files to go")
+    assert (job / "jobpreparation" / "stdout.txt").exists()
+
+
 async def test_what_expired_while_the_agent_was_away_goes_at_its_start(
     service: ScriptedService, tmp_path: Path
 ) -> None:

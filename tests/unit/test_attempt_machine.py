@@ -189,6 +189,21 @@ class AttemptLife(RuleBasedStateMachine):
         if really:
             self.feed(on.Disowned())
 
+    @rule()
+    def reboot(self) -> None:
+        """The machine is rebooted: what ran is lost, and the next life is told before it goes on."""
+        if self.memory.execution in self.taken and self.memory.execution not in self.outcomes:
+            self.outcomes[self.memory.execution] = on.Lost("the machine was rebooted")
+        self.restart()
+        if self.memory.state in rules.OVER or self.memory.state is State.ACCEPTED:
+            return
+        before = self.memory
+        self.todo.clear()
+        self.feed(on.Rebooted())
+        if not before.plan.node_bound and before.state in (State.WAITING_PREP, State.TRANSFERRING_IN, State.PULLING):
+            assert self.memory.state in rules.OVER
+        self.todo = list(resume(self.memory))
+
     @precondition(lambda self: self.memory.state is State.REPORTED)
     @rule()
     def acknowledge(self) -> None:

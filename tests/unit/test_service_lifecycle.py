@@ -16,12 +16,13 @@ from nodeagent.model.enums import (
     JobAction,
     JobState,
     NodeState,
+    NodeTaskState,
     OnAllTasksComplete,
     OnTaskFailure,
     TaskState,
 )
 from nodeagent.model.events import EventRecord
-from nodeagent.model.job import JobConstraints, JobManagerTask, JobPatch
+from nodeagent.model.job import JobConstraints, JobManagerTask, JobPatch, JobPreparationTask
 from nodeagent.model.pool import PoolCreate
 from nodeagent.model.protocol import (
     Assignment,
@@ -577,6 +578,14 @@ def test_tasks_are_refused_by_name(world: World) -> None:
     assert counted.unfinished == 2
 
 
+def buckets_of(task: task_rows.TaskRow) -> tuple[str, ...]:
+    """Return the counters that a reader of the list would count a task in."""
+    if task.state is TaskState.COMPLETED:
+        return ("completed", "succeeded" if task.execution.result is ExecutionResult.SUCCESS else "failed")
+    return ("active",) if task.state is TaskState.ACTIVE else ("running",)
+
+
+BESIDE = PREPARATION.model_copy(update={"wait_for_success": False})
 JOBS = ("one", "two", "three")
 SMALL = st.integers(min_value=0, max_value=7)
 
@@ -611,19 +620,28 @@ class Lifecycles(RuleBasedStateMachine):
 
     @rule(
         job=st.sampled_from(JOBS),
-        prepared=st.booleans(),
+        preparation=st.sampled_from((None, PREPARATION, BESIDE)),
         dependent=st.booleans(),
         ends=st.booleans(),
         retries=st.integers(0, 2),
         limit=st.sampled_from((-1, 1, 2)),
     )
-    def create_job(self, job: str, *, prepared: bool, dependent: bool, ends: bool, retries: int, limit: int) -> None:
+    def create_job(
+        self,
+        job: str,
+        *,
+        preparation: JobPreparationTask | None,
+        dependent: bool,
+        ends: bool,
+        retries: int,
+        limit: int,
+    ) -> None:
         """Add a job."""
         spec = job_spec(
             job,
             uses_task_dependencies=dependent,
-            job_preparation_task=PREPARATION if prepared else None,
-            job_release_task=RELEASE if prepared else None,
+            job_preparation_task=preparation,
+            job_release_task=RELEASE if preparation else None,
             on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB if ends else OnAllTasksComplete.NO_ACTION,
             constraints=JobConstraints(max_task_retry_count=retries),
             max_parallel_tasks=limit,
@@ -674,15 +692,16 @@ class Lifecycles(RuleBasedStateMachine):
         for reports in found.ended.values():
             assert found.send(reports[0]) in (ReportStatus.ALREADY, ReportStatus.UNKNOWN)
 
-    @rule(node=SMALL, rebooted=st.booleans())
-    def restart(self, node: int, *, rebooted: bool) -> None:
-        """Restart an agent, with or without its machine."""
+    @rule(node=SMALL, what=st.sampled_from(("agent", "machine", "machine that remembers", "image")))
+    def restart(self, node: int, what: str) -> None:
+        """Restart an agent, with or without its machine, which may have been reimaged."""
         found = self.world.nodes[node % len(self.world.nodes)]
         found.epoch += 1
-        if rebooted:
+        if what != "agent":
             found.boot += 1
+        if what in ("machine", "image"):
             found.live.clear()
-        found.register()
+        found.register(reimaged=what == "image")
 
     @rule(node=SMALL)
     def go_silent_and_come_back(self, node: int) -> None:
@@ -743,8 +762,9 @@ class Lifecycles(RuleBasedStateMachine):
                     assert sum(task.state in state for task in listed) == number
                 succeeded = [task for task in listed if task.execution.result is ExecutionResult.SUCCESS]
                 assert len(succeeded) == counted.tasks.succeeded
-                waiting = [task for task in listed if task.state is TaskState.ACTIVE]
-                assert sum(task.required_slots for task in waiting) == counted.slots.active
+                for name in ("active", "running", "completed", "succeeded", "failed"):
+                    slots = sum(task.required_slots for task in listed if name in buckets_of(task))
+                    assert slots == getattr(counted.slots, name)
 
         self.world.store.do(check)
 
@@ -800,6 +820,10 @@ class Lifecycles(RuleBasedStateMachine):
         assert tx.one("SELECT count(*) FROM attempts WHERE state IN ('assigned', 'running')") == (0,)
         for job in job_rows.page(tx):
             assert job.state in (JobState.ACTIVE, JobState.COMPLETED)
+            for row in job_nodes.of_job(tx, job.num):
+                shown = [info.state for info in (row.preparation, row.release) if info is not None]
+                assert NodeTaskState.RUNNING not in shown, "nothing runs, and nobody is told so"
+                assert row.release is None or job.state is JobState.COMPLETED
             ineligible = job_nodes.ineligible_nodes(tx, job.num)
             able = [node for node in node_rows.page(tx, POOL) if node.num not in ineligible]
             for task in task_rows.page(tx, job.num):

@@ -84,6 +84,7 @@ def _prepare(tx: Transaction, job: JobRow, node: NodeRow, now: datetime) -> Prep
                 attempt_kind=AttemptKind.JOB_PREPARATION,
                 job_id=job.id,
                 task_id=preparation.id,
+                retry_count=row.preparation.retry_count if row.preparation is not None and row.prep_cut_off else 0,
                 required_slots=0,
                 work=with_user(tx, work.of_preparation(job.spec, preparation), node.pool_id),
             ),

@@ -84,7 +84,8 @@ def requeue_task(tx: Transaction, task: TaskRow, why: Next, now: datetime) -> No
     """Make a task active again: a retry or a user's requeue is counted, a recovery only in `systemTaskVersion`."""
     changes: dict[str, object] = {}
     if why is Next.RETRY:
-        changes = {"retry_count": task.execution.retry_count + 1, "last_retry_time": now}
+        # the time of a retry is when it starts running: the next report of that tells it
+        changes = {"retry_count": task.execution.retry_count + 1, "last_retry_time": None}
     elif why is Next.REQUEUE:
         changes = {"requeue_count": task.execution.requeue_count + 1, "last_requeue_time": now}
     version = task.system_task_version + (0 if why is Next.RETRY else 1)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from nodeagent.model.enums import DisableTasks, JobState, NodeTaskState, OnAllTasksComplete, TaskState
+from nodeagent.model.enums import DisableTasks, JobState, OnAllTasksComplete, TaskState
 from nodeagent.model.job import JobConstraints, JobCreate, JobPatch, JobUpdate, PoolInfo
 from nodeagent.model.protocol import AttemptKind, StopReason
 from nodeagent.model.times import UNLIMITED
@@ -88,7 +88,7 @@ def _redefine(tx: Transaction, job: JobRow, changes: dict[str, object], now: dat
         spec.on_all_tasks_complete is OnAllTasksComplete.NO_ACTION
     ):
         raise invalid_property("onAllTasksComplete", "noaction", "terminatejob cannot be changed back to noaction")
-    if spec.pool_info != job.spec.pool_info and job.state is not JobState.DISABLED:
+    if not _same_pool(spec.pool_info, job.spec.pool_info) and job.state is not JobState.DISABLED:
         raise BatchError(
             409, "OperationInvalidForCurrentState", "The pool of a job can be changed only while the job is disabled."
         )
@@ -249,13 +249,12 @@ def advance(tx: Transaction, job_num: int, now: datetime) -> None:
 
 
 def _begin_release(tx: Transaction, job: JobRow, now: datetime) -> None:
-    """Start the release task on each node where the preparation completed and a task of the job was assigned."""
+    """Start the release task where the preparation and tasks of the job have been, on nodes that are still there."""
     if job.spec.job_release_task is None:
         return
     for row in job_nodes.of_job(tx, job.num):
         node = nodes.by_num(tx, row.node_num)
-        prepared = row.preparation is not None and row.preparation.state is NodeTaskState.COMPLETED
-        if prepared and row.had_task and node is not None and node.state in EXPECTED:
+        if row.to_be_released and node is not None and node.state in EXPECTED:
             dispatch.assign_release(tx, job, row, now)
 
 
@@ -291,6 +290,13 @@ def purge(tx: Transaction, job_num: int) -> bool:
         return False
     jobs.delete(tx, job_num)
     return True
+
+
+def _same_pool(one: PoolInfo, other: PoolInfo) -> bool:
+    """Ids compare without case (spec/rest.md §1.3)."""
+    return (one.pool_id or "").lower() == (other.pool_id or "").lower() and (
+        one.auto_pool_specification == other.auto_pool_specification
+    )
 
 
 def _pool_id(info: PoolInfo) -> str:

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from nodeagent.model.enums import ExecutionResult, NodeState, PoolState
-from nodeagent.model.protocol import Heartbeat, HeartbeatAnswer, NodeCall, Register
+from nodeagent.model.protocol import AttemptKind, Heartbeat, HeartbeatAnswer, NodeCall, Register
 from nodeagent.service.lifecycle import giving_up, jobs, node_state, node_verbs, pools, start_tasks
 from nodeagent.service.lifecycle.names import DEADLINES, SCHEDULE
 from nodeagent.service.store import attempts, job_nodes, messages, nodes
@@ -142,15 +142,19 @@ def _forget_preparations(tx: Transaction, node: NodeRow) -> None:
 
 
 def _settle_attempts(tx: Transaction, node: NodeRow, call: Register, *, rebooted: bool, now: datetime) -> None:
-    """What the node has fetched and does not know is lost; given up attempts that it no longer has free their slots."""
+    """What the node has fetched and does not know is lost; given up attempts that it no longer has free their slots.
+
+    A reboot cuts off every preparation whose end is not known here: if it succeeded before, that boot is gone.
+    """
     known = frozenset(call.live_attempts)
     for attempt in attempts.open_on_node(tx, node.num):
-        if attempt.id in known:
+        cut_off = rebooted and attempt.live and attempt.kind is AttemptKind.JOB_PREPARATION
+        if attempt.id in known and not cut_off:
             continue
         if not attempt.live:
             _free(tx, attempt)
         elif rebooted or _fetched(attempt, call.cursor):
-            lose(tx, attempt, AttemptState.GIVEN_UP, now)
+            lose(tx, attempt, AttemptState.GIVEN_UP, now, again=not call.reimaged)
             _free(tx, attempt)
 
 
@@ -176,11 +180,14 @@ def _unknown(tx: Transaction, node_num: int, live: tuple[str, ...]) -> tuple[str
     return tuple(unknown)
 
 
-def lose(tx: Transaction, attempt: AttemptRow, state: AttemptState, now: datetime) -> None:
-    """End an attempt that its node cannot end any more, and take its job along."""
+def lose(tx: Transaction, attempt: AttemptRow, state: AttemptState, now: datetime, *, again: bool = False) -> None:
+    """End an attempt that its node cannot end any more, and take its job along.
+
+    `again`: the node is there, with its files (`giving_up.lose`).
+    """
     job = job_rows.by_num(tx, attempt.job_num)
     if job is not None:
-        giving_up.lose(tx, job, attempt, state, now)
+        giving_up.lose(tx, job, attempt, state, now, again=again)
         jobs.advance(tx, job.num, now)
 
 

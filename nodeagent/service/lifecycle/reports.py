@@ -22,11 +22,10 @@ from nodeagent.service.store import attempts, counts, job_nodes, nodes, task_log
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store.attempts import TASK_KINDS, AttemptRow, AttemptState
 from nodeagent.service.store.database import Transaction
+from nodeagent.service.store.job_nodes import JobNodeRow, Progress
 from nodeagent.service.store.jobs import JobRow
 from nodeagent.service.store.tasks import TaskRow
 from nodeagent.service.work import max_task_retry_count
-
-_RELEASE_TRIES = 3
 
 
 def apply_report(tx: Transaction, node_num: int, report: Report, now: datetime) -> ReportResult:
@@ -72,7 +71,7 @@ def _apply(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, no
 def _apply_to_task(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
     match report.transition:
         case Transition.RUNNING:
-            _task_running(tx, attempt, report, now)
+            _task_running(tx, job, attempt, report, now)
         case Transition.COMPLETED:
             _task_completed(tx, job, attempt, report, _outcome(report), now)
         case Transition.LOST:
@@ -81,11 +80,13 @@ def _apply_to_task(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Re
             _task_returned(tx, job, attempt, report, now)
 
 
-def _task_running(tx: Transaction, attempt: AttemptRow, report: Report, now: datetime) -> None:
+def _task_running(tx: Transaction, job: JobRow, attempt: AttemptRow, report: Report, now: datetime) -> None:
     start_time = report.start_time or report.at
     attempts.set_running(tx, attempt.num, seq=report.seq, start_time=start_time)
     if attempt.state is not AttemptState.RUNNING:
         nodes.count_running(tx, attempt.node_num, tasks=1, slots=attempt.slots, now=now)
+        if job.spec.job_preparation_task is not None:
+            job_nodes.reach(tx, job.num, attempt.node_num, Progress.RAN)
     if attempt.task_num is None or attempt.detached:
         return
     root_directory = report.task_root_directory
@@ -200,12 +201,15 @@ def _apply_to_preparation(tx: Transaction, job: JobRow, attempt: AttemptRow, rep
         case Transition.LOST | Transition.RETURNED:
             state = AttemptState.LOST if report.transition is Transition.LOST else AttemptState.RETURNED
             giving_up.lose(tx, job, attempt, state, now)
-            _send_waiting_back(tx, attempt)
+            if preparation.wait_for_success:
+                _send_waiting_back(tx, attempt)
 
 
-def _prepared(tx: Transaction, row: job_nodes.JobNodeRow, preparation: JobPreparationTask, outcome: Outcome) -> None:
+def _prepared(tx: Transaction, row: JobNodeRow, preparation: JobPreparationTask, outcome: Outcome) -> None:
     """A node whose preparation failed takes no tasks of the job, unless they do not wait for its success."""
-    if outcome.result is ExecutionResult.FAILURE and preparation.wait_for_success:
+    if outcome.result is ExecutionResult.SUCCESS:
+        job_nodes.reach(tx, row.job_num, row.node_num, Progress.PREPARED)
+    elif preparation.wait_for_success:
         job_nodes.set_ineligible(tx, row)
 
 
@@ -232,17 +236,8 @@ def _apply_to_release(tx: Transaction, job: JobRow, attempt: AttemptRow, report:
                 tx, row, outcome, start_time=start_time, root_directory=report.task_root_directory
             )
         case Transition.LOST | Transition.RETURNED:
-            _release_again(tx, job, attempt, row, now)
-
-
-def _release_again(tx: Transaction, job: JobRow, attempt: AttemptRow, row: job_nodes.JobNodeRow, now: datetime) -> None:
-    """A release whose end is not known runs again (a reboot in between, say), but not for ever."""
-    tries = attempts.count_of_kind(tx, job.num, attempt.node_num, AttemptKind.JOB_RELEASE)
-    if tries >= _RELEASE_TRIES or attempt.stop_reason is not None:
-        giving_up.lose(tx, job, attempt, AttemptState.LOST, now)
-        return
-    ends.close_attempt(tx, job, attempt, AttemptState.LOST, now)
-    dispatch.assign_release(tx, job, row, now)
+            # it runs again (a reboot in between, say), but not for ever
+            giving_up.lose(tx, job, attempt, AttemptState.LOST, now, again=attempt.stop_reason is None)
 
 
 def _outcome(report: Report) -> Outcome:

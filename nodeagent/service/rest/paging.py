@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from nodeagent.service.rest.query import Query, bad_query_value
 
+SKIP_PARAMETER = "$skiptoken"
 _KEPT = ("maxresults", "$filter", "$select", "$expand", "recursive")
 
 
@@ -16,7 +17,7 @@ def encode_token(last: str) -> str:
 
 def decode_token(query: Query, *, paths: bool = False) -> str | None:
     """Return the id after which the page starts, or None for the first page; `paths` need not be UTF-8."""
-    token = query.get("$skiptoken")
+    token = query.get(SKIP_PARAMETER)
     if token is None:
         return None
     try:
@@ -24,13 +25,16 @@ def decode_token(query: Query, *, paths: bool = False) -> str | None:
             errors="surrogateescape" if paths else "strict"
         )
     except (binascii.Error, UnicodeError, ValueError) as error:
-        raise bad_query_value("$skiptoken", token, "not a token that this service has given out") from error
+        raise bad_query_value(SKIP_PARAMETER, token, "not a token that this service has given out") from error
 
 
-def next_link(list_url: str, query: Query, last: str) -> str:
-    """Return the absolute link to the page after `last`; it keeps the api-version and the options of the request."""
+def next_link(list_url: str, query: Query, last: str, skip_parameter: str = SKIP_PARAMETER) -> str:
+    """Return the absolute link to the page after `last`; it keeps the api-version and the options of the request.
+
+    `skip_parameter` is a spelling of `$skiptoken`: names have no case.
+    """
     options = [("api-version", query.api_version)]
     options += [(name, value) for name in _KEPT if (value := query.get(name)) is not None]
-    options.append(("$skiptoken", encode_token(last)))
+    options.append((skip_parameter, encode_token(last)))
     # no blank may become a '+': some clients sign the link's parameters as they stand
     return list_url + "?" + "&".join(f"{name}={quote(value, safe='$:/,-')}" for name, value in options)

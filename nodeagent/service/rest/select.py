@@ -17,11 +17,16 @@ def parse_select(query: Query, allowed: Collection[str]) -> Selection | None:
     chosen: dict[str, frozenset[str]] = {}
     for item in text.split(","):
         name, slash, nested = item.strip().partition("/")
-        if name not in allowed:
-            raise bad_query_value("$select", text, f"'{name.strip()}' is not a property that can be selected")
+        if name not in allowed or (slash and not _has(allowed, name, nested.strip())):
+            raise bad_query_value("$select", text, f"'{item.strip()}' is not a property that can be selected")
         whole = name in chosen and not chosen[name]
         chosen[name] = frozenset() if whole or not slash else chosen.get(name, frozenset()) | {nested.strip()}
     return chosen
+
+
+def _has(allowed: Collection[str], name: str, nested: str) -> bool:
+    """Tell whether a property may have a nested one: of some entities these are known as well (`name/nested`)."""
+    return f"{name}/{nested}" in allowed or not any(one.startswith(f"{name}/") for one in allowed)
 
 
 def select(entity: Mapping[str, Any], selection: Selection | None) -> Mapping[str, Any]:

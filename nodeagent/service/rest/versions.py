@@ -34,6 +34,14 @@ KNOWN_VERSIONS: frozenset[str] = frozenset(
 NESTED_TASK_COUNTS_SINCE = "2020-09"
 """Older clients read the five task counts at the top level of the body."""
 
+RESULTS_OF_TASKS_SINCE = "2017-05"
+"""Older clients know no `result` of a task, and the list of seed 000 instead of today's status list."""
+
+
+def has_results_of_tasks(version: str) -> bool:
+    """Tell whether `version` shows the `result` of tasks."""
+    return version >= RESULTS_OF_TASKS_SINCE
+
 
 def has_nested_task_counts(version: str) -> bool:
     """Tell whether `version` has `taskCounts` and `taskSlotCounts`; versions order as text by their date."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 
 from nodeagent.model.container import ContainerInfo
 from nodeagent.model.enums import ExecutionResult, NodeTaskState
@@ -49,18 +50,34 @@ FROM job_nodes
 """
 
 
+class Progress(IntEnum):
+    """How far a job has come on a node since the node was last as new: what its release depends on."""
+
+    NOTHING = 0
+    ASSIGNED = 1
+    """A task of the job was sent there."""
+    PREPARED = 2
+    """The preparation task has succeeded there, for a task that was sent."""
+    RAN = 3
+    """A task of the job has run there."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobNodeRow:
-    """A job on a node, which may be gone. `task_root_directory_url` is left for the REST side to fill in."""
+    """A job on a node, which may be gone. `task_root_directory_url` is left for the REST side to fill in.
+
+    `prep_cut_off`: the preparation was lost while it ran, so the next one goes on with its retries.
+    """
 
     job_num: int
     node_num: int
     node_id: str
     pool_id: str
     ineligible: bool
-    had_task: bool
+    progress: Progress
     session_ended: bool
     prep_needed: bool
+    prep_cut_off: bool
     prep_attempt: str | None
     preparation: JobPreparationTaskExecutionInfo | None
     release_attempt: str | None
@@ -73,6 +90,19 @@ class JobNodeRow:
             self.preparation is not None and self.preparation.state is NodeTaskState.COMPLETED and not self.prep_needed
         )
 
+    @property
+    def to_be_released(self) -> bool:
+        """Whether the release task runs here when the job ends (spec/node.md §11).
+
+        The preparation task ran and completed; and it succeeded, or tasks of the job have run beside or after it.
+        """
+        completed = self.preparation is not None and self.preparation.state is NodeTaskState.COMPLETED
+        return completed and self.progress >= Progress.PREPARED
+
+
+_CUT_OFF = 2
+"""In `prep_needed`, which is otherwise 0 or 1."""
+
 
 def _row(row: Row) -> JobNodeRow:
     return JobNodeRow(
@@ -81,9 +111,10 @@ def _row(row: Row) -> JobNodeRow:
         node_id=row[2],
         pool_id=row[3],
         ineligible=bool(row[4]),
-        had_task=bool(row[5]),
+        progress=Progress(row[5]),
         session_ended=bool(row[6]),
         prep_needed=bool(row[7]),
+        prep_cut_off=row[7] == _CUT_OFF,
         prep_attempt=row[8],
         preparation=None if row[9] is None else _preparation(row[9:19]),
         release_attempt=row[19],
@@ -169,7 +200,7 @@ def ensure(tx: Transaction, job_num: int, node_num: int, node_id: str, pool_id: 
     """Return the row of a job on a node, made if it is missing, and record that a task of the job goes there."""
     tx.execute(
         "INSERT INTO job_nodes (job_num, node_num, node_key, node_id, pool_id, had_task) VALUES (?,?,?,?,?,1)"
-        " ON CONFLICT (job_num, node_num) DO UPDATE SET had_task = 1",
+        " ON CONFLICT (job_num, node_num) DO UPDATE SET had_task = max(had_task, 1)",
         (job_num, node_num, node_id.lower(), node_id, pool_id),
     )
     row = tx.one(f"{_SELECT} WHERE job_num = ? AND node_num = ?", (job_num, node_num))
@@ -178,12 +209,27 @@ def ensure(tx: Transaction, job_num: int, node_num: int, node_id: str, pool_id: 
     return _row(row)
 
 
+def reach(tx: Transaction, job_num: int, node_num: int, progress: Progress) -> None:
+    """Record how far a job has come on a node; it does not go back but by `forget_node`."""
+    tx.execute(
+        "UPDATE job_nodes SET had_task = :progress WHERE job_num = :job AND node_num = :node AND had_task < :progress",
+        {"progress": int(progress), "job": job_num, "node": node_num},
+    )
+
+
 def begin_preparation(tx: Transaction, job_num: int, node_num: int, attempt_id: str) -> None:
     """Record the attempt that prepares a node."""
     tx.execute(
         "UPDATE job_nodes SET prep_attempt = ?, prep_needed = 0 WHERE job_num = ? AND node_num = ?",
         (attempt_id, job_num, node_num),
     )
+
+
+# an execution that goes on with the retries of one that was cut off does not know when the last of them began
+_RETRIES = (
+    "prep_root_directory = coalesce(?, prep_root_directory), prep_retry_count = ?,"
+    " prep_last_retry_time = CASE WHEN ? > 0 THEN coalesce(?, prep_last_retry_time) END"
+)
 
 
 def preparation_running(
@@ -197,13 +243,13 @@ def preparation_running(
 ) -> None:
     """Show the preparation task as running on a node, for the first time or again."""
     tx.execute(
-        "UPDATE job_nodes SET prep_state = 'running', prep_start_time = ?, prep_end_time = NULL, prep_exit_code = NULL,"
+        "UPDATE job_nodes SET prep_state = 'running', prep_start_time = ?, prep_end_time = NULL, prep_exit_code = NULL,"  # noqa: S608 - a constant
         " prep_result = NULL, prep_container_info = NULL, prep_failure_info = NULL,"
-        " prep_root_directory = coalesce(?, prep_root_directory), prep_retry_count = ?, prep_last_retry_time = ?"
-        " WHERE job_num = ? AND node_num = ?",
+        f" {_RETRIES} WHERE job_num = ? AND node_num = ?",
         (
             to_micros(start_time),
             root_directory,
+            retry_count,
             retry_count,
             optional_micros(last_retry_time),
             row.job_num,
@@ -224,14 +270,14 @@ def preparation_completed(
 ) -> None:
     """Show the preparation task as completed on a node."""
     tx.execute(
-        "UPDATE job_nodes SET prep_state = 'completed', prep_start_time = ?, prep_end_time = ?, prep_exit_code = ?,"
+        "UPDATE job_nodes SET prep_state = 'completed', prep_start_time = ?, prep_end_time = ?, prep_exit_code = ?,"  # noqa: S608 - a constant
         " prep_result = ?, prep_container_info = ?, prep_failure_info = ?,"
-        " prep_root_directory = coalesce(?, prep_root_directory), prep_retry_count = ?, prep_last_retry_time = ?"
-        " WHERE job_num = ? AND node_num = ?",
+        f" {_RETRIES} WHERE job_num = ? AND node_num = ?",
         (
             to_micros(start_time),
             *_ended(outcome),
             root_directory,
+            retry_count,
             retry_count,
             optional_micros(last_retry_time),
             row.job_num,
@@ -264,13 +310,14 @@ def forget_node(tx: Transaction, node_num: int) -> None:
     )
 
 
-def preparation_lost(tx: Transaction, row: JobNodeRow) -> None:
-    """Forget a preparation whose end is not known: it runs anew before the next task of the job on the node."""
+def preparation_lost(tx: Transaction, row: JobNodeRow, *, cut_off: bool) -> None:
+    """Forget the attempt of a preparation whose end is not known: another runs before the job's next task there.
+
+    `cut_off`: it had begun.
+    """
     tx.execute(
-        "UPDATE job_nodes SET prep_needed = 1, prep_attempt = NULL, ineligible = 0,"
-        " prep_state = CASE WHEN prep_state = 'running' THEN NULL ELSE prep_state END"
-        " WHERE job_num = ? AND node_num = ?",
-        (row.job_num, row.node_num),
+        "UPDATE job_nodes SET prep_needed = ?, prep_attempt = NULL, ineligible = 0 WHERE job_num = ? AND node_num = ?",
+        (_CUT_OFF if cut_off else 1, row.job_num, row.node_num),
     )
 
 
@@ -283,10 +330,11 @@ def begin_release(tx: Transaction, row: JobNodeRow, attempt_id: str) -> None:
 
 
 def release_running(tx: Transaction, row: JobNodeRow, *, start_time: datetime, root_directory: str | None) -> None:
-    """Show the release task as running on a node."""
+    """Show the release task as running on a node, for the first time or again."""
     tx.execute(
-        "UPDATE job_nodes SET release_state = 'running', release_start_time = ?, release_root_directory = ?"
-        " WHERE job_num = ? AND node_num = ?",
+        "UPDATE job_nodes SET release_state = 'running', release_start_time = ?, release_end_time = NULL,"
+        " release_exit_code = NULL, release_result = NULL, release_container_info = NULL, release_failure_info = NULL,"
+        " release_root_directory = coalesce(?, release_root_directory) WHERE job_num = ? AND node_num = ?",
         (to_micros(start_time), root_directory, row.job_num, row.node_num),
     )
 

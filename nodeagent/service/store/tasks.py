@@ -246,7 +246,10 @@ def assign(tx: Transaction, num: int, attempt_num: int, node: TaskNode, state: T
 def set_running(
     tx: Transaction, num: int, *, start_time: datetime, root_directory: str | None, now: datetime
 ) -> tuple[TaskState, int] | None:
-    """Move a task to running, or let it run again; return the state it was in and its slots, None if it is gone."""
+    """Move a task to running, or let it run again; return the state it was in and its slots, None if it is gone.
+
+    The first start after a retry was decided is the time of that retry; later ones are recoveries (spec/node.md §9).
+    """
     before = tx.one("SELECT state, required_slots FROM tasks WHERE num = ?", (num,))
     if before is None:
         return None
@@ -254,6 +257,7 @@ def set_running(
         "UPDATE tasks SET previous_state = CASE WHEN state = :running THEN previous_state ELSE state END,"
         " previous_state_time = CASE WHEN state = :running THEN previous_state_time ELSE state_time END,"
         " state_time = CASE WHEN state = :running THEN state_time ELSE :now END, state = :running,"
+        " last_retry_time = CASE WHEN retry_count > 0 THEN coalesce(last_retry_time, :start) END,"
         " start_time = :start, task_root_directory = coalesce(:root, task_root_directory) WHERE num = :num",
         {
             "running": TaskState.RUNNING,

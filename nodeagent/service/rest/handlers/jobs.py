@@ -21,8 +21,10 @@ from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.reply import WARNINGS_HEADER, Reply, created
 from nodeagent.service.rest.select import expands_stats
-from nodeagent.service.rest.shapes.job import PROPERTIES, STATUS_PROPERTIES, job_shape, status_shape
+from nodeagent.service.rest.shapes.job import PROPERTIES, job_shape
 from nodeagent.service.rest.shapes.statistics import job_statistics
+from nodeagent.service.rest.shapes.status import PROPERTIES as STATUS_PROPERTIES
+from nodeagent.service.rest.shapes.status import status_form
 from nodeagent.service.rest.validate import json_object, parse, refuse_faults, refuse_unsupported, unsupported_property
 from nodeagent.service.rest.versions import has_nested_task_counts
 from nodeagent.service.store import counts, job_nodes, jobs, statistics
@@ -59,9 +61,6 @@ def _shown(tx: Transaction, row: JobRow, *, stats: bool) -> Shown:
 
 
 JOBS: Listing[Shown] = Listing("jobs", PROPERTIES, jobs.COLUMNS, lambda shown: shown.job.id)
-STATUSES: Listing[JobNodeRow] = Listing(
-    "jobpreparationandreleasetaskstatuslist", STATUS_PROPERTIES, job_nodes.COLUMNS, job_nodes.cursor
-)
 
 
 class DisableParameters(BatchModel):
@@ -178,7 +177,10 @@ async def _change(call: Call, status: int, verb: Callable[[Transaction, str], Jo
 
 async def list_statuses(call: Call) -> Reply:
     """List what preparation and release did on each node, nodes that have been removed since included."""
-    job_id = call.variables["job_id"]
+    job_id, form = call.variables["job_id"], status_form(call.query.api_version)
+    statuses: Listing[JobNodeRow] = Listing(
+        form.fragment, STATUS_PROPERTIES, job_nodes.COLUMNS, job_nodes.cursor, form.skip_parameter
+    )
 
     def fetch(tx: Transaction, page: Page) -> list[JobNodeRow]:
         job = lifecycle.require(tx, job_id)
@@ -186,8 +188,8 @@ async def list_statuses(call: Call) -> Reply:
             raise refusal("JobPreparationTaskNotSpecified")
         return job_nodes.page(tx, job.num, after=page.after, limit=page.limit, where=page.where)
 
-    url = f"{call.links.job(job_id)}/jobpreparationandreleasetaskstatus"
-    return await STATUSES.reply(call, url, fetch, lambda row: status_shape(call.links, row))
+    url = f"{call.links.job(job_id)}/{form.path}"
+    return await statuses.reply(call, url, fetch, lambda row: form.shape(call.links, row))
 
 
 async def count_tasks(call: Call) -> Reply:
