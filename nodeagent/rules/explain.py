@@ -42,6 +42,7 @@ class Code(StrEnum):
     INELIGIBLE = "NodeIneligible"
     NODE_STATE = "NodeNotAvailable"
     SCHEDULING_DISABLED = "SchedulingDisabled"
+    PREEMPTING = "WaitingForPreempted"
     NO_ROOM = "WaitingForSlots"
     RESERVED = "NodeReserved"
     TASKS_AHEAD = "TasksAhead"

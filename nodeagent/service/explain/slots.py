@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nodeagent.model.enums import PoolState
+from nodeagent.model.protocol import StopReason
 from nodeagent.rules.explain import Code, Finding, count, finding, how_it_ended, names, node_unavailable, shortened
 from nodeagent.service.lifecycle import placement
 from nodeagent.service.scheduler import Hindrance, JobView, NodeView, Plan, TaskView
@@ -58,10 +59,31 @@ def no_node(tx: Transaction, job: JobRow, task: TaskRow) -> list[Finding]:
     if not rows:
         return [_no_nodes(pool)]
     turn = turn_of(tx, job, task, rows)
-    found = [*([limit(job)] if turn.limited else []), *_nodes(tx, job, task, turn, rows)]
+    found = [*_preempting(tx, job, task), *([limit(job)] if turn.limited else []), *_nodes(tx, job, task, turn, rows)]
     if not found:
         return [finding(Code.STARTABLE, "Nothing hinders it: it is placed with the next change in the pool.")]
     return found + _ahead(tx, job, task, found)
+
+
+def _preempting(tx: Transaction, job: JobRow, task: TaskRow) -> list[Finding]:
+    """Explain a task that others make way for: who, and where."""
+    num = placement.awaited_node(tx, job.pool_id.lower(), task.num)
+    node = None if num is None else nodes.by_num(tx, num)
+    if node is None:
+        return []
+    leaving = [item for item in attempts.open_on_node(tx, node.num) if item.stop_reason is StopReason.PREEMPTED]
+    if not leaving:
+        return []
+    who = names([_holder(tx, attempt) for attempt in leaving])
+    return [
+        finding(
+            Code.PREEMPTING,
+            f"It waits for preempted tasks, which make way for job {job.id} (priority {job.spec.priority}) on node"
+            f" {node.id}: {who}.",
+            subject=node.id,
+            change=f"What was preempted on node {node.id} ends.",
+        )
+    ]
 
 
 def _pool_gate(job: JobRow, pool: PoolRow | None) -> Finding | None:

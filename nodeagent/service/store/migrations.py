@@ -298,7 +298,12 @@ ALTER TABLE nodes ADD COLUMN command_sent INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN disabled_by TEXT;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES)
+_PREEMPTION = """
+CREATE INDEX jobs_preemptible ON jobs (pool_key, priority)
+    WHERE state = 'active' AND json_extract(spec, '$.allowTaskPreemption') = 1;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES, _PREEMPTION)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

@@ -170,18 +170,29 @@ def of_pool(tx: Transaction, pool_num: int) -> list[NodeRow]:
     return [_row(row) for row in tx.execute(f"{_SELECT} WHERE n.pool_num = ? ORDER BY n.key", (pool_num,))]
 
 
-_FREE = """
+_TAKING = """
 FROM nodes n JOIN pools p ON p.num = n.pool_num
-WHERE n.free_slots > 0 AND n.state IN ('idle', 'running') AND n.scheduling_state = 'enabled' AND p.state = 'active'
+WHERE n.state IN ('idle', 'running') AND n.scheduling_state = 'enabled' AND p.state = 'active'
 """
 
 
-def with_free_slots(tx: Transaction) -> dict[str, list[tuple[int, int, int, str]]]:
-    """Return (number, slots, free slots, lower-case id) of the nodes where a task could start now, by pool key."""
-    found: dict[str, list[tuple[int, int, int, str]]] = {}
-    for pool_key, *node in tx.execute(f"SELECT p.key, n.num, n.slots, n.free_slots, n.key {_FREE} ORDER BY n.num"):
+TakingNode = tuple[int, int, int, str]
+"""Number, slots, free slots and lower-case id of a node that takes tasks."""
+
+
+def with_free_slots(tx: Transaction) -> dict[str, list[TakingNode]]:
+    """Return the nodes where a task could start now, by pool key."""
+    found: dict[str, list[TakingNode]] = {}
+    sql = f"SELECT p.key, n.num, n.slots, n.free_slots, n.key {_TAKING} AND n.free_slots > 0 ORDER BY n.num"
+    for pool_key, *node in tx.execute(sql):
         found.setdefault(pool_key, []).append((node[0], node[1], node[2], node[3]))
     return found
+
+
+def taking_tasks(tx: Transaction, pool_key: str) -> list[TakingNode]:
+    """Return the nodes of a pool that take tasks, those without a free slot too."""
+    sql = f"SELECT n.num, n.slots, n.free_slots, n.key {_TAKING} AND p.key = ? ORDER BY n.num"
+    return [(row[0], row[1], row[2], row[3]) for row in tx.execute(sql, (pool_key,))]
 
 
 def insert(tx: Transaction, pool_num: int, call: Register, state: NodeState, now: datetime) -> int:
