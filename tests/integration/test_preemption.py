@@ -1,5 +1,7 @@
 """`allowTaskPreemption` on the real stack: a job of higher priority takes slots, and gives them back."""
 
+from functools import partial
+from operator import eq
 from pathlib import Path
 
 from azure.batch import BatchClient, models
@@ -19,7 +21,7 @@ def test_an_urgent_job_takes_slots_and_gives_them_back(tmp_path: Path) -> None:
         client.create_job(job("low", allow_task_preemption=True, priority=-10))
         for number in range(SLOTS):
             client.create_task("low", task(f"t{number}", hold))
-            eventually(lambda: len(list(started.iterdir())), lambda found, wanted=number + 1: found == wanted)
+            eventually(lambda: len(list(started.iterdir())), partial(eq, number + 1))
         client.create_job(job("high", priority=5))
         client.create_tasks("high", [task(f"now{number}", "true") for number in range(2)])
         for number in range(2):
