@@ -40,6 +40,7 @@ class Code(StrEnum):
     NO_NODES = "NoNodes"
     TOO_MANY_SLOTS = "RequiredSlotsTooMany"
     INELIGIBLE = "NodeIneligible"
+    NOT_DEDICATED = "NodeNotDedicated"
     NODE_STATE = "NodeNotAvailable"
     SCHEDULING_DISABLED = "SchedulingDisabled"
     PREEMPTING = "WaitingForPreempted"

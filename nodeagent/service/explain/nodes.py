@@ -86,6 +86,8 @@ def _not_from(tx: Transaction, node: NodeRow, job: JobRow) -> Finding | None:
         return slots.limit(job)
     if hindrance is Hindrance.INELIGIBLE:
         return slots.ineligibility(tx, job, node)
+    if hindrance is Hindrance.NOT_DEDICATED:
+        return slots.not_dedicated(job, node)
     return _hindered(f"{job.id}/{ready[0].id}", turn.task, node, hindrance)
 
 

@@ -99,7 +99,10 @@ def task_view(job: JobRow, task: TaskRow, *, choice: bool) -> TaskView:
     exclusive = task.kind is AttemptKind.JOB_MANAGER and manager is not None and manager.run_exclusive
     affinity = task.spec.affinity_info if choice else None
     preferred = None if affinity is None else preferred_node(affinity.affinity_id)
-    return TaskView(task.num, job.num, task.required_slots, exclusive, preferred)
+    dedicated_only = (
+        task.kind is AttemptKind.JOB_MANAGER and manager is not None and not manager.allow_low_priority_node
+    )
+    return TaskView(task.num, job.num, task.required_slots, exclusive, preferred, dedicated_only)
 
 
 class _Waiting:
