@@ -1,14 +1,17 @@
 """Who makes way for a job of higher priority: by the rules alone, and over the store."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from nodeagent.model.enums import TaskState
 from nodeagent.model.job import JobManagerTask, JobPatch
 from nodeagent.model.protocol import StopReason
+from nodeagent.model.task import TaskCreate
+from nodeagent.model.values import AffinityInfo
 from nodeagent.service.explain.tasks import explain_task
 from nodeagent.service.lifecycle import jobs
+from nodeagent.service.lifecycle.tasks import add_task
 from nodeagent.service.preemption import Holder, Preemption, preempt
 from nodeagent.service.scheduler import JobView, NodeView, TaskView, schedule
 from tests.unit.service_world import World, ignore
@@ -170,23 +173,34 @@ def test_a_job_that_does_not_allow_it_keeps_its_slots_until_it_does(world: World
     assert _stops(world) == {"t1": StopReason.PREEMPTED}
 
 
-def test_the_last_slots_of_a_large_task_are_not_given_away_while_the_first_come_free(
-    worlds: Callable[..., World],
-) -> None:
-    """Two tasks make way for one that needs both slots: what the first gives back is not taken by the second job."""
-    world = worlds(2, 4)
-    _fill(world, 6)
-    world.create_job("firm", priority=3)
-    world.add_task("large", "firm", slots=2)
-    assert len(_stops(world)) + len([item for item in world.nodes[1].live.values() if item.stop]) <= 2
-    for _ in range(20):
-        for node in world.nodes:
-            node.fetch()
-            for attempt in [item for item in node.live.values() if item.stop is not None][:1]:
-                node.finish(attempt)
-    assert world.task("large", "firm").attempt_num is not None
-    waits = [number for number in range(6) if world.task(f"t{number}", "low").attempt_num is None]
-    assert len(waits) == 2
+def test_what_comes_free_first_is_kept_for_the_task_that_it_came_free_for(world: World) -> None:
+    """A task needs both slots of a node: the first that is given back is not taken again by whoever gave it back."""
+    world.create_job("firm")
+    world.add_task("f", "firm")
+    world.create_job("low", allow_task_preemption=True)
+    node = world.add_node(2)
+    for name in ("t0", "t1"):
+        info = AffinityInfo(affinity_id=f"TVM:{node.id}")
+        spec = TaskCreate(id=name, command_line="true", affinity_info=info)
+        world.verb(lambda tx, now, spec=spec: add_task(tx, "low", spec, now))
+    node.fetch()
+    for attempt in node.live.values():
+        node.run(attempt)
+    world.create_job("high", priority=3)
+    world.add_task("large", "high", slots=2)
+    node.fetch()
+    first, second = (attempt for attempt in node.live.values() if attempt.stop is StopReason.PREEMPTED)
+    node.finish(second)
+    assert [world.task(name, "low").attempt_num is None for name in ("t0", "t1")] == [False, False]
+    again = world.task("t1", "low").node
+    assert again is not None
+    assert again.id == world.nodes[0].id
+    node.finish(first)
+    large = world.task("large", "high").node
+    assert large is not None
+    assert large.id == node.id
+    world.drain()
+    assert [world.task(name, "low").execution.exit_code for name in ("t0", "t1")] == [0, 0]
 
 
 def test_a_job_manager_makes_way_as_other_tasks_do(world: World) -> None:
