@@ -33,15 +33,14 @@ def _command(tx: Transaction, node: NodeRow) -> list[Finding]:
     if node.command is None:
         return []
     tasks = _live_tasks(tx, node)
-    what = "reboot" if node.command == "reboot" else "reimage"
+    what = "reboot" if node.command == "reboot" else "be reimaged"
     if tasks:
         text = f"It is to {what} when its tasks have ended: {names([_name(tx, item) for item in tasks])}."
         change = "These tasks end."
     else:
-        text = f"It was told to {what}, and has not come back yet; it was last heard of at {node.heartbeat:%Y-%m-%dT%H:%M:%SZ}."
+        heard = f"{node.heartbeat:%Y-%m-%dT%H:%M:%SZ}"
+        text = f"It was told to {what}, and has not come back yet; it was last heard of at {heard}."
         change = f"The agent of node {node.id} registers again."
-    if what == "reimage":
-        text = text.replace("to reimage", "to be reimaged")
     return [finding(Code.NODE_COMMAND, text, since=node.state_time, subject=node.id, change=change)]
 
 
