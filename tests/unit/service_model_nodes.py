@@ -1,6 +1,7 @@
 """What users and agents do to nodes in the model of the service (test_service_model.py): verbs, start tasks, errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
@@ -10,6 +11,7 @@ from nodeagent.model.pool import StartTask
 from nodeagent.model.protocol import AttemptKind, NodeError, Transition
 from nodeagent.service.errors import BatchError
 from nodeagent.service.lifecycle import deadlines, node_verbs, pools
+from nodeagent.service.lifecycle.nodes import NodeRefusedError
 from nodeagent.service.store import nodes as node_rows
 from tests.unit.service_world import LEASE, POOL, FakeNode, World, ignore
 
@@ -46,13 +48,26 @@ class NodeRules(RuleBasedStateMachine):
     def _is_there(self, node: FakeNode) -> bool:
         return self.here.store.do(lambda tx: node_rows.by_id(tx, node.id)) is not None
 
+    @contextmanager
+    def unless_gone(self, node: FakeNode) -> Iterator[None]:
+        """Let a node speak; one that has left its pool by its last word is refused, and says no more."""
+        try:
+            yield
+        except NodeRefusedError as error:
+            if error.code != "NodeNotRegistered" or self._is_there(node):
+                raise
+
     def let_nodes_drain(self) -> None:
         """Let all nodes do what they are told until nothing moves any more."""
         moved = True
         while moved:
             moved = False
             for node in list(self.here.nodes):
-                moved = (self._is_there(node) and self.here.step(node)) or moved
+                goes_on = self._is_there(node)
+                if goes_on:
+                    with self.unless_gone(node):
+                        goes_on = self.here.step(node)
+                moved = goes_on or moved
             self.let_nodes_go()
 
     def _verb(self, verb: Callable[..., object], *arguments: object) -> None:
@@ -125,12 +140,13 @@ class NodeRules(RuleBasedStateMachine):
         if not node.cut:
             node.fetch()
         for attempt in [item for item in node.live.values() if item.assignment.attempt_kind is AttemptKind.START]:
-            if not attempt.running:
-                node.report(attempt, Transition.RUNNING)
-            if end is None:
-                node.report(attempt, Transition.LOST, detail="gone")
-            else:
-                node.finish(attempt, end)
+            with self.unless_gone(node):
+                if not attempt.running:
+                    node.report(attempt, Transition.RUNNING)
+                if end is None:
+                    node.report(attempt, Transition.LOST, detail="gone")
+                else:
+                    node.finish(attempt, end)
 
     @rule(index=SMALL, broken=st.booleans())
     def tell_errors(self, index: int, *, broken: bool) -> None:

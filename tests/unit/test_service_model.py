@@ -93,7 +93,8 @@ class ServiceModel(NodeRules):
             self.let_nodes_go()
             for node in self.here.nodes:
                 node.errors = ()
-                node.come_back()
+                with self.unless_gone(node):
+                    node.come_back()
             self.let_nodes_drain()
             self.here.store.do(self._check_all)
             left = self.here.store.do(
@@ -204,7 +205,8 @@ class ServiceModel(NodeRules):
         attempt = found[which % len(found)]
         if node.waits(attempt):
             return
-        node.finish(attempt, exit_code)
+        with self.unless_gone(node):
+            node.finish(attempt, exit_code)
         if attempt.running:
             attempt_id = attempt.assignment.attempt_id
             assert self.ran_on.setdefault(attempt_id, node.id) == node.id, "one attempt ran on two nodes (I1)"
@@ -222,7 +224,8 @@ class ServiceModel(NodeRules):
         node = self.node_of(index)
         found = list(node.live.values())
         if found:
-            node.report(found[which % len(found)], Transition.LOST)
+            with self.unless_gone(node):
+                node.report(found[which % len(found)], Transition.LOST)
 
     @rule(index=SMALL)
     def cut_off(self, index: int) -> None:
@@ -234,7 +237,8 @@ class ServiceModel(NodeRules):
         """Plug it in again."""
         node = self.node_of(index)
         if node.cut:
-            node.come_back()
+            with self.unless_gone(node):
+                node.come_back()
 
     @rule(index=SMALL, rebooted=st.booleans())
     def restart(self, index: int, *, rebooted: bool) -> None:
