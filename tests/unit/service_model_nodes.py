@@ -68,7 +68,9 @@ class NodeRules(RuleBasedStateMachine):
                     with self.unless_gone(node):
                         goes_on = self.here.step(node)
                 moved = goes_on or moved
+            before = self.here.nodes
             self.let_nodes_go()
+            moved = moved or before != self.here.nodes  # one that joined in place of the last has work to fetch
 
     def _verb(self, verb: Callable[..., object], *arguments: object) -> None:
         """Do something to a node, or be refused."""
