@@ -66,6 +66,7 @@ class Introduction:
             live_attempts=live_attempts,
             reimaged=self._reimaged,
             command_id=self._boot.command_id,
+            is_dedicated=self._settings.is_dedicated,
             capabilities=CAPABILITIES,
         )
 

@@ -92,6 +92,8 @@ class Register(NodeCall):
     """Nothing of the node's former life is left, until the answer to this registration is stored."""
     command_id: str | None = None
     """The command of the service that began this life of the node, if one did."""
+    is_dedicated: bool = True
+    """False for a machine that may be taken away at any time: some job managers must not run there."""
     capabilities: tuple[str, ...] = ()
 
 

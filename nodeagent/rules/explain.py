@@ -8,6 +8,8 @@ from enum import StrEnum
 from nodeagent.model.enums import ExecutionResult, JobState, NodeState, SchedulingState
 from nodeagent.model.explanation import Reason
 from nodeagent.model.job import JobReleaseTaskExecutionInfo
+from nodeagent.model.node import StartTaskInfo
+from nodeagent.model.protocol import TransferPhase, TransferProgress
 from nodeagent.model.task import TaskExecutionInfo
 
 LISTED = 10
@@ -23,6 +25,7 @@ class Code(StrEnum):
     REQUEUED = "Requeued"
     RECOVERED = "Recovered"
     RUNNING = "Running"
+    TRANSFERRING = "Transferring"
     STOP_REQUESTED = "StopRequested"
     ASSIGNED = "Assigned"
     PREPARATION = "WaitingForPreparation"
@@ -40,8 +43,10 @@ class Code(StrEnum):
     NO_NODES = "NoNodes"
     TOO_MANY_SLOTS = "RequiredSlotsTooMany"
     INELIGIBLE = "NodeIneligible"
+    NOT_DEDICATED = "NodeNotDedicated"
     NODE_STATE = "NodeNotAvailable"
     SCHEDULING_DISABLED = "SchedulingDisabled"
+    PREEMPTING = "WaitingForPreempted"
     NO_ROOM = "WaitingForSlots"
     RESERVED = "NodeReserved"
     TASKS_AHEAD = "TasksAhead"
@@ -55,6 +60,10 @@ class Code(StrEnum):
     JOB_ENDED = "JobEnded"
     REMOVING = "RowsBeingRemoved"
     NODE_RUNS = "NodeRuns"
+    NODE_COMMAND = "CommandPending"
+    NODE_ERROR = "NodeError"
+    START_TASK = "WaitingForStartTask"
+    START_TASK_FAILED = "StartTaskFailed"
     NOTHING_WAITS = "NothingWaits"
     MORE = "More"
 
@@ -101,7 +110,7 @@ def shortened(found: Sequence[Finding], noun: str) -> list[Finding]:
     ]
 
 
-def how_it_ended(execution: TaskExecutionInfo | JobReleaseTaskExecutionInfo) -> str:
+def how_it_ended(execution: TaskExecutionInfo | JobReleaseTaskExecutionInfo | StartTaskInfo) -> str:
     """Return in one phrase how an execution ended: `exit code 3 (FailureExitCode: ...)`."""
     if execution.result is ExecutionResult.SUCCESS:
         return "exit code 0" if execution.exit_code == 0 else "success"
@@ -112,6 +121,25 @@ def how_it_ended(execution: TaskExecutionInfo | JobReleaseTaskExecutionInfo) -> 
     details = "; ".join(f"{item.name}: {item.value}" for item in failure.details if item.name == "Message")
     what = ": ".join(part for part in (failure.code, failure.message, details) if part)
     return f"{code} ({' '.join(what.split())})"
+
+
+_PHASES = {
+    TransferPhase.DOWNLOADING: "downloads its resource files",
+    TransferPhase.INSTALLING: "installs its application packages",
+    TransferPhase.UPLOADING: "uploads its output files",
+}
+
+
+def transfer(progress: TransferProgress, node_id: str | None) -> Finding:
+    """Explain what a task transfers now, and how far that is."""
+    files = (
+        str(progress.files_done) if progress.files_total is None else f"{progress.files_done} of {progress.files_total}"
+    )
+    size = (
+        str(progress.bytes_done) if progress.bytes_total is None else f"{progress.bytes_done} of {progress.bytes_total}"
+    )
+    text = f"It {_PHASES[progress.phase]}: {files} files, {size} bytes."
+    return finding(Code.TRANSFERRING, text, subject=node_id)
 
 
 def task_ended(execution: TaskExecutionInfo, *, recoveries: int) -> list[Finding]:

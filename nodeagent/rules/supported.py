@@ -31,7 +31,6 @@ _POOL: dict[str, Check] = {
     "enableInterNodeCommunication": bool,
 }
 _JOB: dict[str, Check] = {
-    "allowTaskPreemption": bool,
     "networkConfiguration": _present,
 }
 

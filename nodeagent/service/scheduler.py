@@ -1,9 +1,9 @@
 """Which task goes to which node: pure functions of a snapshot (design.md §7).
 
 Tasks are offered in order: priority of the job, then its age (or jobs of one priority in turn, where the pool's
-`jobDefaultOrder` is `none`), then the order of the tasks. A task that fits nowhere now, but could once its node has
-emptied, reserves the eligible node that has most free slots: later tasks do not take it, so that a large task is
-never starved by small ones.
+`jobDefaultOrder` is `none`), then the order of the tasks. A task that fits nowhere now, but
+could once its node has emptied, reserves the eligible node that has most free slots (what preempted tasks are giving
+back counts): later tasks do not take it, so that a large task is never starved by small ones.
 
 What waits is read a few tasks at a time and only as far as it can matter (docs/adr/0026), so that neither a long
 queue costs much, nor a job that may start little hides the jobs behind it. What hinders a task on a node is asked of
@@ -21,19 +21,25 @@ from nodeagent.model.enums import NodeFillType
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node that takes tasks; `key` is its id in lower case."""
+    """A node that takes tasks; `key` is its id in lower case.
+
+    `returning` is how many of its slots are held by tasks that were preempted and have not ended yet.
+    """
 
     num: int
     slots: int
     free_slots: int
     key: str = ""
+    dedicated: bool = True
+    returning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
     """A task that waits; an `exclusive` one takes a whole node (job manager with runExclusive).
 
-    `preferred` is the lower-case id of the node that it goes to if there is room now.
+    `preferred` is the lower-case id of the node that it goes to if there is room now. `dedicated_only`: it must not
+    run on a node that may be taken away (job manager with allowLowPriorityNode false).
     """
 
     num: int
@@ -41,6 +47,7 @@ class TaskView:
     required_slots: int
     exclusive: bool = False
     preferred: str | None = None
+    dedicated_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,8 @@ class Hindrance(StrEnum):
 
     INELIGIBLE = "ineligible"
     """The job's preparation failed there."""
+    NOT_DEDICATED = "notDedicated"
+    """It may be taken away, and the task must not run on such a node."""
     TOO_SMALL = "tooSmall"
     """It has fewer slots than the task needs, even when it is empty."""
     RESERVED = "reserved"
@@ -89,16 +98,33 @@ class Plan:
         self._total = {node.num: node.slots for node in views}
         self._free = {node.num: node.free_slots for node in views}
         self._key = {node.num: node.key for node in views}
+        self._dedicated = frozenset(node.num for node in views if node.dedicated)
+        self._returning = {node.num: node.returning for node in views}
         self._open = [node.num for node in views if node.free_slots > 0]
         self._started: dict[int, int] = {}
         self.placements: list[Placement] = []
         self.reserved: dict[int, int] = {}
         """Which task each reserved node is kept for, by the node's number."""
+        self.reserver_jobs: dict[int, int] = {}
+        """The job of that task."""
 
     @property
     def full(self) -> bool:
         """Whether no node has room for anything else."""
         return not self._open
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The numbers of the nodes of the snapshot."""
+        return tuple(self._total)
+
+    def room(self, node_num: int) -> int:
+        """Return how many slots of a node are free now."""
+        return self._free[node_num]
+
+    def needs(self, node_num: int, task: TaskView) -> int:
+        """Return how many slots a task takes of a node."""
+        return self._total[node_num] if task.exclusive else task.required_slots
 
     def headroom(self, job: JobView) -> int | None:
         """Return how many more tasks of a job may start (`maxParallelTasks`); None is no limit."""
@@ -106,14 +132,15 @@ class Plan:
 
     def hindrance(self, node_num: int, job: JobView, task: TaskView) -> Hindrance | None:
         """Return why a node of the snapshot does not take a task now; None if it could."""
-        total = self._total[node_num]
         if node_num in job.ineligible_nodes:
             return Hindrance.INELIGIBLE
-        if total < task.required_slots:
+        if task.dedicated_only and node_num not in self._dedicated:
+            return Hindrance.NOT_DEDICATED
+        if self._total[node_num] < task.required_slots:
             return Hindrance.TOO_SMALL
         if node_num in self.reserved:
             return Hindrance.RESERVED
-        if self._free[node_num] < (total if task.exclusive else task.required_slots):
+        if self._free[node_num] < self.needs(node_num, task):
             return Hindrance.NO_ROOM
         return None
 
@@ -140,12 +167,13 @@ class Plan:
                 preference = self._preference(num, task)
                 if chosen is None or preference < best:
                     chosen, best = num, preference
-            elif hindrance is Hindrance.NO_ROOM and free > most:
-                kept, most = num, free
+            elif hindrance is Hindrance.NO_ROOM and free + self._returning[num] > most:
+                kept, most = num, free + self._returning[num]
         if chosen is not None:
             self._place(chosen, task)
         elif kept is not None:
             self.reserved[kept] = task.num
+            self.reserver_jobs[kept] = task.job_num
             self._open.remove(kept)
 
     def _preference(self, num: int, task: TaskView) -> tuple[bool, int]:
@@ -154,7 +182,7 @@ class Plan:
         return self._key[num] != task.preferred, free if self._fill is NodeFillType.PACK else -free
 
     def _place(self, num: int, task: TaskView) -> None:
-        slots = self._total[num] if task.exclusive else task.required_slots
+        slots = self.needs(num, task)
         self._free[num] -= slots
         if self._free[num] == 0:
             self._open.remove(num)

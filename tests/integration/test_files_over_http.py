@@ -124,6 +124,8 @@ async def test_progress_is_shown_while_it_lasts(world: World) -> None:
     await world.agent.ok("progress", {"transfers": [{"attemptId": attempt_id, **MOVED}]})
     assert await world.shown() == {"transfer": MOVED}
     assert await world.transfers() == [{"taskId": "t", "nodeId": "node", **MOVED}]
+    explained = (await world.ask("GET", "/nodeagent/v1/explain/jobs/j/tasks/t")).body["reasons"]
+    assert [reason["code"] for reason in explained] == ["Running", "Transferring"]
     selected = await world.ask("GET", "/jobs/j/tasks/t", query="&$select=id,nodeagent")
     assert {name for name in selected.body if not name.startswith("odata")} == {"id", "nodeagent"}
     await world.agent.ok("progress", {"transfers": []})

@@ -10,8 +10,10 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from nodeagent.model.enums import NodeFillType
+from nodeagent.service.preemption import Holder, Preemption, preempt
 from nodeagent.service.scheduler import Hindrance, JobView, NodeView, Placement, Plan, TaskView, schedule
 
 
@@ -39,6 +41,7 @@ class SimJob:
     num: int
     priority: int = 0
     max_parallel: int | None = None
+    preemptible: bool = False
     bad_nodes: frozenset[int] = frozenset()
     ineligible: set[int] = field(default_factory=set)
     waiting: list[int] = field(default_factory=list)
@@ -80,6 +83,8 @@ class SchedulerWorld:
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._numbers = iter(range(1, 10**9))
         self._where: dict[int, tuple[SimTask, SimNode]] = {}
+        self._preempted: set[int] = set()
+        """Attempts that have been asked to make way, and have not ended."""
 
     def add_node(self, num: int, slots: int) -> SimNode:
         """Add a node."""
@@ -134,10 +139,32 @@ class SchedulerWorld:
     def offered(self) -> tuple[NodeView, ...]:
         """Return the nodes that take tasks and have a free slot."""
         return tuple(
-            NodeView(node.num, node.slots, node.free, f"n{node.num}")
+            NodeView(node.num, node.slots, node.free, f"n{node.num}", returning=self._returning(node))
             for node in self.nodes.values()
-            if node.up and node.free > 0
+            if node.up and (node.free > 0 or self.contested)
         )
+
+    @property
+    def contested(self) -> bool:
+        """Whether a task may have to make way for another, as the store says it."""
+        return any(job.preemptible for job in self.jobs.values())
+
+    def _returning(self, node: SimNode) -> int:
+        return sum(slots for attempt, slots in node.held.items() if attempt in self._preempted)
+
+    def holders(self) -> list[Holder]:
+        """Return who holds slots, as the store does."""
+        return [
+            Holder(
+                attempt,
+                node.num,
+                node.held[attempt],
+                task.job.priority,
+                preemptible=task.job.preemptible,
+                ending=attempt in self._preempted,
+            )
+            for attempt, (task, node) in self._where.items()
+        ]
 
     def job_view(self, job: SimJob) -> JobView:
         """Return what the scheduler knows of a job."""
@@ -179,10 +206,42 @@ class SchedulerWorld:
         """Ask the scheduler, check its decision, and carry it out."""
         self.seen["worth reading"] += sum(node.free_slots + 1 for node in self.offered())
         plan = self.plan()
+        preemption = preempt(plan, (self.job_view(job) for job in self.job_order()), self.ready, self.holders())
         self._check_order(plan)
         for placement in plan.placements:
             self._start(placement)
         self._check_rest(plan)
+        self._make_way(preemption)
+
+    def _make_way(self, preemption: Preemption) -> None:
+        """Check who makes way and for whom, and let it happen in a while."""
+        promised: Counter[int] = Counter()
+        for task_num, node_num in preemption.awaited.items():
+            task = self.tasks[task_num]
+            assert task.attempt is None, "a task that runs waits for others to make way"
+            assert node_num not in task.job.ineligible
+            promised[node_num] += self.nodes[node_num].slots if task.exclusive else task.slots
+        waiting = {node: [self.tasks[num] for num, at in preemption.awaited.items() if at == node] for node in promised}
+        for attempt in preemption.stops:
+            victim, node = self._where[attempt]
+            assert victim.job.preemptible, "a task made way whose job does not allow that"
+            assert attempt not in self._preempted, "a task was asked twice to make way"
+            assert any(task.job.priority > victim.job.priority for task in waiting[node.num]), "it made way for nobody"
+            self._preempted.add(attempt)
+            self.at(self.now + self.random.randint(1, 3), partial(self._made_way, attempt))
+        for num, slots in promised.items():
+            node = self.nodes[num]
+            assert node.free + self._returning(node) >= slots, "what makes way is not enough"
+        for attempt in preemption.stops:
+            victim, node = self._where[attempt]
+            left = node.free + self._returning(node) - node.held[attempt]
+            assert left < promised[node.num], "more makes way than is needed"
+
+    def _made_way(self, attempt: int) -> None:
+        self._preempted.discard(attempt)
+        if attempt in self._where:
+            self._wait_again(self._close(attempt))
+            self.seen["preempted"] += 1
 
     def _start(self, placement: Placement) -> None:
         task, node = self.tasks[placement.task_num], self.nodes[placement.node_num]
@@ -277,7 +336,7 @@ class SchedulerWorld:
 
     def _check_rest(self, plan: Plan) -> None:
         """What still waits could not have been started: no node that is not reserved has room for it."""
-        offered = [node.num for node in self.offered() if node.num not in plan.reserved]
+        offered = [node.num for node in self.offered() if node.num not in plan.reserved and node.free_slots > 0]
         for job in self.jobs.values():
             headroom = job.max_parallel is None or len(job.running) < job.max_parallel
             able = [self.nodes[num].free for num in offered if num not in job.ineligible]

@@ -25,6 +25,8 @@ from nodeagent.model.protocol import (
     FileServer,
     Heartbeat,
     NodeCall,
+    NodeCommand,
+    NodeError,
     NodeMessage,
     NumberedMessage,
     Outcome,
@@ -115,6 +117,10 @@ class FakeNode:
     cut: bool = False
     """Nothing that it says or asks reaches the service; what it has goes on, and its reports wait."""
     outbox: list[Report] = field(default_factory=list)
+    errors: tuple[NodeError, ...] = ()
+    """What its heartbeats say that is wrong with it."""
+    command: NodeCommand | None = None
+    """A reboot or reimage that it was told to do, and has not done yet."""
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -160,7 +166,9 @@ class FakeNode:
 
     def heartbeat(self) -> None:
         """Send a heartbeat, and drop what the service does not know."""
-        call = Heartbeat(node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=self.known)
+        call = Heartbeat(
+            node_id=self.id, epoch=self.epoch, cursor=self.cursor, live_attempts=self.known, errors=self.errors
+        )
         answer = self.store.do(lambda tx: nodes.heartbeat(tx, call, self.store.now))
         self._drop(answer.unknown_attempts)
 
@@ -192,13 +200,26 @@ class FakeNode:
             case StopAttempt():
                 if message.attempt_id in self.live:
                     self.live[message.attempt_id].stop = message.reason
+            case NodeCommand():
+                self.command = message
             case EndJobSession() | RemoveFiles():
                 pass
+
+    def obey(self, *, wiped: bool = False) -> None:
+        """Do the command that it was told; a `wiped` machine has lost its epoch and its cursor, too."""
+        if self.command is None:
+            return
+        command, self.command = self.command, None
+        reimaged = command.command == "reimage"
+        if reimaged and wiped:
+            self.epoch, self.cursor = 0, 0
+        self.begin_anew(command_id=command.command_id, reimaged=reimaged and not wiped)
 
     def begin_anew(self, **more: object) -> None:
         """Be rebooted: nothing runs any more, and another life of the agent registers."""
         self.epoch += 1
         self.boot += 1
+        self.command = None
         for attempt in list(self.live.values()):
             self.prepared.pop(attempt.assignment.attempt_id, None)
         self.live.clear()
@@ -336,6 +357,7 @@ class World:
     def step(self, node: FakeNode) -> bool:
         """Fetch, and take every attempt of a node one step on."""
         moved = node.fetch() > 0
+        node.obey()
         for attempt in list(node.live.values()):
             if not node.waits(attempt):
                 node.finish(attempt)

@@ -15,7 +15,7 @@ TOO_LARGE = 9
 MAX_SECONDS = 20
 
 
-def _crowded(seed: int, *, fill: NodeFillType, in_turn: bool) -> SchedulerWorld:
+def _crowded(seed: int, *, fill: NodeFillType, in_turn: bool, preemptible: bool) -> SchedulerWorld:
     """Make a world with jobs of all kinds, and nodes that come and go."""
     world = SchedulerWorld(seed, fill=fill, in_turn=in_turn)
     draw = world.random
@@ -23,9 +23,12 @@ def _crowded(seed: int, *, fill: NodeFillType, in_turn: bool) -> SchedulerWorld:
         world.add_node(num, draw.choice((2, 4, 4, 8)))
     for num in range(1, JOBS + 1):
         bad = frozenset(draw.sample(range(1, NODES + 1), 20)) if num % 3 == 0 else frozenset()
-        world.add_job(SimJob(num, (num % 4) * 10, draw.choice((None, 5, 40)), bad))
+        world.add_job(SimJob(num, (num % 4) * 10, draw.choice((None, 5, 40)), preemptible and num % 2 == 0, bad))
     for num in range(1, TASKS + 1):
-        _add(world, num)
+        if preemptible and num % 2 == 0:
+            world.at(num // 30, partial(_add, world, num))
+        else:
+            _add(world, num)
     for time in range(5, 300, 3):
         node, back = world.nodes[draw.randint(1, NODES)], draw.randint(1, 40)
         world.at(time, partial(world.lose_node, node, back_after=back))
@@ -43,13 +46,16 @@ def _add(world: SchedulerWorld, num: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("fill", "in_turn"), [(NodeFillType.SPREAD, False), (NodeFillType.PACK, True)])
+@pytest.mark.parametrize(
+    ("fill", "in_turn", "preemptible"),
+    [(NodeFillType.SPREAD, False, False), (NodeFillType.PACK, True, False), (NodeFillType.SPREAD, False, True)],
+)
 def test_ten_thousand_tasks_on_a_hundred_failing_nodes_all_end_or_are_explained(
-    fill: NodeFillType, *, in_turn: bool
+    fill: NodeFillType, *, in_turn: bool, preemptible: bool
 ) -> None:
     """Every decision is checked by the world; at the end only the task that fits nowhere is left, and it says why."""
     began = perf_counter()
-    world = _crowded(7, fill=fill, in_turn=in_turn)
+    world = _crowded(7, fill=fill, in_turn=in_turn, preemptible=preemptible)
     world.run()
     took = perf_counter() - began
     left = list(world.left())
@@ -58,6 +64,7 @@ def test_ten_thousand_tasks_on_a_hundred_failing_nodes_all_end_or_are_explained(
     assert len(hindrances) == NODES
     assert set(hindrances.values()) <= {Hindrance.TOO_SMALL, Hindrance.INELIGIBLE}
     assert world.seen["success"] + world.seen["failure"] == TASKS - 1
+    assert (world.seen["preempted"] > 100) == preemptible
     for happened in ("node lost", "recovered", "fenced", "node back", "returned", "retried", "failure"):
         assert world.seen[happened] > 10, f"the simulation shows too little: {happened}"
     assert world.seen["tasks read"] < 2 * world.seen["worth reading"], "the scheduler reads more than could matter"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from nodeagent.model.enums import (
     DisableTasks,
@@ -34,7 +34,7 @@ from nodeagent.service.explain.nodes import explain_node
 from nodeagent.service.explain.tasks import explain_task
 from nodeagent.service.lifecycle import deadlines, jobs, nodes, tasks
 from nodeagent.service.lifecycle.names import SCHEDULE
-from nodeagent.service.store import attempts, counts
+from nodeagent.service.store import attempts, counts, start_tasks
 from nodeagent.service.store import jobs as job_rows
 from nodeagent.service.store import nodes as node_rows
 from nodeagent.service.store import tasks as task_rows
@@ -42,6 +42,7 @@ from nodeagent.service.store.attempts import LIVE, AttemptState
 from nodeagent.service.store.counts import JobCounts
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.tasks import TaskRow
+from tests.unit.service_model_nodes import NodeRules
 from tests.unit.service_world import LEASE, POOL, PREPARATION, RELEASE, FakeNode, World, ignore, job_spec
 
 _ENDS = """
@@ -56,34 +57,31 @@ SMALL = st.integers(0, 3)
 _HAS_WORLD = precondition(lambda self: self.world is not None)
 
 
-class ServiceModel(RuleBasedStateMachine):
+class ServiceModel(NodeRules):
     """Users, agents and time, one step after the other."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world: World | None = None
         self.ended_attempts: dict[int, AttemptState] = {}
         self.ended_tasks: dict[int, ExecutionResult | None] = {}
         self.ran_on: dict[str, str] = {}
         """On which node each attempt's command was started."""
-
-    @property
-    def here(self) -> World:
-        """The world, once it is there."""
-        assert self.world is not None
-        return self.world
 
     @initialize(
         slots=st.lists(st.integers(1, 3), min_size=1, max_size=3),
         prepared=st.booleans(),
         limit=st.sampled_from((-1, 2)),
         sizes=st.lists(st.integers(1, 2), min_size=2, max_size=6),
+        preemptible=st.booleans(),
     )
-    def begin(self, slots: list[int], *, prepared: bool, limit: int, sizes: list[int]) -> None:
+    def begin(self, slots: list[int], *, prepared: bool, limit: int, sizes: list[int], preemptible: bool) -> None:
         """Make a pool of some nodes, and two jobs with tasks."""
         self.world = World(*slots)
         for job in ("red", "blue"):
-            self._try(jobs.create_job, _spec(job, prepared=prepared and job == "red", limit=limit))
+            self._try(
+                jobs.create_job,
+                _spec(job, prepared=prepared and job == "red", limit=limit, preemptible=preemptible),
+            )
             for number, size in enumerate(sizes):
                 self.add_task(job, number, size, None, None, None)
 
@@ -92,10 +90,12 @@ class ServiceModel(RuleBasedStateMachine):
         if self.world is None:
             return
         try:
+            self.let_nodes_go()
             for node in self.here.nodes:
-                if node.cut:
+                node.errors = ()
+                with self.unless_gone(node):
                     node.come_back()
-            self.here.drain()
+            self.let_nodes_drain()
             self.here.store.do(self._check_all)
             left = self.here.store.do(
                 lambda tx: tx.one("SELECT count(*) FROM attempts WHERE state IN ('assigned','running')")
@@ -111,9 +111,6 @@ class ServiceModel(RuleBasedStateMachine):
             return False
         return True
 
-    def _node(self, index: int) -> FakeNode:
-        return self.here.nodes[index % len(self.here.nodes)]
-
     # --- users ---
 
     @rule(
@@ -124,6 +121,7 @@ class ServiceModel(RuleBasedStateMachine):
         ends=st.booleans(),
         limit=st.sampled_from((-1, 1, 2)),
         seconds=st.sampled_from((None, 45)),
+        preemptible=st.booleans(),
     )
     def create_job(self, job: str, **kind: Any) -> None:  # noqa: ANN401 - what is drawn above
         """Add a job of some kind, where there is none of its id."""
@@ -190,30 +188,25 @@ class ServiceModel(RuleBasedStateMachine):
 
     # --- agents and time ---
 
-    @rule(slots=st.integers(1, 3))
-    def join(self, slots: int) -> None:
-        """Let one more node join."""
-        if len(self.here.nodes) < 4:
-            self.here.add_node(slots)
-
     @rule(index=SMALL)
     def fetch(self, index: int) -> None:
         """Take the messages that wait."""
-        node = self._node(index)
+        node = self.node_of(index)
         if not node.cut:
             node.fetch()
 
     @rule(index=SMALL, which=SMALL, exit_code=st.sampled_from((0, 0, 1, -9)))
     def go_on(self, index: int, which: int, exit_code: int) -> None:
         """Let an attempt start, or end; also on a node that is cut off."""
-        node = self._node(index)
+        node = self.node_of(index)
         found = list(node.live.values())
         if not found:
             return
         attempt = found[which % len(found)]
         if node.waits(attempt):
             return
-        node.finish(attempt, exit_code)
+        with self.unless_gone(node):
+            node.finish(attempt, exit_code)
         if attempt.running:
             attempt_id = attempt.assignment.attempt_id
             assert self.ran_on.setdefault(attempt_id, node.id) == node.id, "one attempt ran on two nodes (I1)"
@@ -222,39 +215,42 @@ class ServiceModel(RuleBasedStateMachine):
     def work(self, index: int) -> None:
         """Let a node fetch and take everything that it has one step on."""
         self.fetch(index)
-        for place in reversed(range(len(self._node(index).live))):
+        for place in reversed(range(len(self.node_of(index).live))):
             self.go_on(index, place, 0)
 
     @rule(index=SMALL, which=SMALL)
     def lose(self, index: int, which: int) -> None:
         """Let a shim die: the outcome is not known."""
-        node = self._node(index)
+        node = self.node_of(index)
         found = list(node.live.values())
         if found:
-            node.report(found[which % len(found)], Transition.LOST)
+            with self.unless_gone(node):
+                node.report(found[which % len(found)], Transition.LOST)
 
     @rule(index=SMALL)
     def cut_off(self, index: int) -> None:
         """Pull a node's cable."""
-        self._node(index).cut = True
+        self.node_of(index).cut = True
 
     @rule(index=SMALL)
     def come_back(self, index: int) -> None:
         """Plug it in again."""
-        node = self._node(index)
+        node = self.node_of(index)
         if node.cut:
-            node.come_back()
+            with self.unless_gone(node):
+                node.come_back()
 
     @rule(index=SMALL, rebooted=st.booleans())
     def restart(self, index: int, *, rebooted: bool) -> None:
         """Restart an agent, with or without its machine; a call of its former life is refused (fencing)."""
-        node = self._node(index)
+        node = self.node_of(index)
         if node.cut:
             return
         node.epoch += 1
         if rebooted:
             node.boot += 1
             node.live.clear()
+            node.command = None
         node.register()
         clone = FakeNode(self.here.store, node.id, node.slots, epoch=node.epoch - 1, cursor=node.cursor)
         for call in (clone.register, clone.heartbeat):
@@ -272,11 +268,12 @@ class ServiceModel(RuleBasedStateMachine):
             if not node.cut:
                 node.heartbeat()
         self.here.store.do(lambda tx: ignore(deadlines.expire(tx, self.here.store.now, LEASE)))
+        self.let_nodes_go()
 
     @rule(index=SMALL, takes=st.booleans())
     def let_node_take_tasks(self, index: int, *, takes: bool) -> None:
         """Disable or enable a node's scheduling."""
-        num = self._node(index).row.num
+        num = self.node_of(index).row.num
 
         def carry_out(tx: Transaction) -> None:
             if takes:
@@ -293,6 +290,7 @@ class ServiceModel(RuleBasedStateMachine):
     @_HAS_WORLD
     def everything_holds(self) -> None:
         """Check the whole store, in one transaction."""
+        self.let_nodes_go()
         self.here.store.do(self._check_all)
 
     def _check_all(self, tx: Transaction) -> None:
@@ -349,6 +347,11 @@ class ServiceModel(RuleBasedStateMachine):
             assert (node.total_tasks_run, node.total_tasks_succeeded) == ends.get(node.id, (0, 0))
             if node.state in (NodeState.IDLE, NodeState.RUNNING):
                 assert (node.state is NodeState.RUNNING) == bool(running)
+            start_task = start_tasks.of_node(tx, node.num)
+            if node.state in node_rows.REACHABLE:
+                assert node.command is None, "a node that is to be rebooted or reimaged takes part"
+                assert not node.errors, "a node with errors takes part"
+                assert start_task is None or not start_task.holds_up, "a node takes part before its start task is done"
             if node.state is NodeState.UNKNOWN:
                 assert not any(item.live for item in held), "a silent node still has the service waiting"
             assert explain_node(tx, POOL, node.id).reasons
@@ -377,6 +380,7 @@ def _spec(
     ends: bool = False,
     limit: int = -1,
     seconds: int | None = None,
+    preemptible: bool = False,
 ) -> JobCreate:
     """Return the definition of a job; `managed` tells whether its manager is exclusive, `seconds` its wall clock."""
     manager = None if managed is None else JobManagerTask(id="m", command_line="m", run_exclusive=managed)
@@ -392,6 +396,7 @@ def _spec(
         on_all_tasks_complete=OnAllTasksComplete.TERMINATE_JOB if ends else OnAllTasksComplete.NO_ACTION,
         constraints=constraints,
         max_parallel_tasks=limit,
+        allow_task_preemption=preemptible,
     )
 
 

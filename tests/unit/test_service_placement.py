@@ -5,10 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from nodeagent.model.enums import DisableTasks
+from nodeagent.model.job import JobManagerTask
 from nodeagent.model.pool import PoolCreate, TaskSchedulingPolicy
 from nodeagent.model.task import TaskCreate
 from nodeagent.model.values import AffinityInfo
+from nodeagent.service.explain.nodes import explain_node
+from nodeagent.service.explain.tasks import explain_task
 from nodeagent.service.lifecycle import jobs, pools, tasks
+from nodeagent.service.rest.shapes.pool import node_counts_shape
+from nodeagent.service.store import nodes as node_rows
 from tests.unit.service_world import POOL, World
 
 pytest_plugins = ["tests.unit.service_fixtures"]
@@ -107,3 +112,39 @@ def test_a_node_kept_for_a_task_that_goes_is_given_to_the_next_at_once(
     assert world.task("small").attempt_num is None
     end(world)
     assert world.task("small").attempt_num is not None
+
+
+def test_a_manager_that_must_not_be_taken_away_waits_for_a_dedicated_node(worlds: Callable[..., World]) -> None:
+    """`allowLowPriorityNode` false: only the manager waits, explain says why, and the counts tell the nodes apart."""
+    world = worlds()
+    low = world.add_node(4)
+    low.register(is_dedicated=False)
+    manager = JobManagerTask(id="m", command_line="m", allow_low_priority_node=False, run_exclusive=False)
+    world.create_job(job_manager_task=manager)
+    world.add_task("t")
+    assert world.task("m").attempt_num is None
+    assert world.task("t").attempt_num is not None
+    told = {item.code: item for item in world.store.do(lambda tx: explain_task(tx, "job", "m")).reasons}
+    assert told["NodeNotDedicated"].subject == low.id
+    of_node = world.store.do(lambda tx: explain_node(tx, POOL, low.id)).reasons
+    assert "NodeNotDedicated" in [item.code for item in of_node]
+    firm = world.add_node(1)
+    assert world.task("m").node is not None
+    assert firm.row.is_dedicated
+    assert firm.fetch() == 1
+    pool = world.store.do(lambda tx: pools.require(tx, POOL))
+    assert (pool.current_dedicated_nodes, pool.current_low_priority_nodes) == (1, 1)
+    rows = world.store.do(lambda tx: node_rows.of_pool(tx, pool.num))
+    shape = node_counts_shape(pool, rows)
+    assert [shape[kind]["total"] for kind in ("dedicated", "lowPriority")] == [1, 1]
+    assert sum(shape["lowPriority"].values()) == 2  # one in its state, and in the total
+    low.begin_anew()
+    assert low.row.is_dedicated
+
+
+def test_a_manager_that_may_be_taken_away_runs_anywhere(worlds: Callable[..., World]) -> None:
+    """That is the default."""
+    world = worlds()
+    world.add_node(1).register(is_dedicated=False)
+    world.create_job(job_manager_task=JobManagerTask(id="m", command_line="m"))
+    assert world.task("m").attempt_num is not None

@@ -86,7 +86,7 @@ def _first_in_line(tx: Transaction, job: JobRow) -> list[Finding]:
     name = f"{job.id}/{first.id}"
     text = f"The first that waits is task {first.id}; the next reasons are its own."
     head = finding(Code.FIRST_IN_LINE, text, since=first.state_time, subject=name)
-    return [head, *tasks_explained.findings(tx, job, first)]
+    return [head, *tasks_explained.findings(tx, job, first, {})]
 
 
 def _all_complete(job: JobRow) -> Finding:

@@ -5,6 +5,7 @@ from nodeagent.model.protocol import AttemptKind
 from nodeagent.rules.explain import Code, Finding, changes, count, finding, node_unavailable, shortened
 from nodeagent.service.errors import refusal
 from nodeagent.service.explain import slots
+from nodeagent.service.explain.node_conditions import conditions
 from nodeagent.service.lifecycle import pools as lifecycle
 from nodeagent.service.scheduler import Hindrance, TaskView
 from nodeagent.service.store import attempts, jobs, nodes, tasks
@@ -32,7 +33,7 @@ def explain_node(tx: Transaction, pool_id: str, node_id: str) -> Explanation:
     if node is None:
         raise refusal("NodeNotFound")
     held = attempts.open_on_node(tx, node.num)
-    found = [*_idle(tx, node), *shortened([_runs(tx, attempt) for attempt in held], "attempt")]
+    found = [*_idle(tx, node), *conditions(tx, node), *shortened([_runs(tx, attempt) for attempt in held], "attempt")]
     return Explanation(
         kind="node",
         id=f"{node.pool_id}/{node.id}",
@@ -86,6 +87,8 @@ def _not_from(tx: Transaction, node: NodeRow, job: JobRow) -> Finding | None:
         return slots.limit(job)
     if hindrance is Hindrance.INELIGIBLE:
         return slots.ineligibility(tx, job, node)
+    if hindrance is Hindrance.NOT_DEDICATED:
+        return slots.not_dedicated(job, node)
     return _hindered(f"{job.id}/{ready[0].id}", turn.task, node, hindrance)
 
 

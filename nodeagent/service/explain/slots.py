@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nodeagent.model.enums import PoolState
+from nodeagent.model.protocol import StopReason
 from nodeagent.rules.explain import Code, Finding, count, finding, how_it_ended, names, node_unavailable, shortened
 from nodeagent.service.lifecycle import placement
 from nodeagent.service.scheduler import Hindrance, JobView, NodeView, Plan, TaskView
@@ -42,7 +43,7 @@ def turn_of(tx: Transaction, job: JobRow, task: TaskRow, rows: list[NodeRow]) ->
     """Return the turn of a task that stands in line; nothing is assigned."""
     pool_key = job.pool_id.lower()
     free = {view.num: view for view in placement.offered(tx, pool_key)}
-    views = tuple(free.get(row.num, NodeView(row.num, row.slots, 0, row.id.lower())) for row in rows)
+    views = tuple(free.get(row.num, NodeView(row.num, row.slots, 0, row.id.lower(), row.is_dedicated)) for row in rows)
     plan = placement.plan_before(tx, pool_key, views, task.num)
     view = placement.task_view(job, task, choice=False)
     return Turn(plan, placement.job_view(tx, job), view, frozenset(free))
@@ -58,10 +59,31 @@ def no_node(tx: Transaction, job: JobRow, task: TaskRow) -> list[Finding]:
     if not rows:
         return [_no_nodes(pool)]
     turn = turn_of(tx, job, task, rows)
-    found = [*([limit(job)] if turn.limited else []), *_nodes(tx, job, task, turn, rows)]
+    found = [*_preempting(tx, job, task), *([limit(job)] if turn.limited else []), *_nodes(tx, job, task, turn, rows)]
     if not found:
         return [finding(Code.STARTABLE, "Nothing hinders it: it is placed with the next change in the pool.")]
     return found + _ahead(tx, job, task, found)
+
+
+def _preempting(tx: Transaction, job: JobRow, task: TaskRow) -> list[Finding]:
+    """Explain a task that others make way for: who, and where."""
+    num = placement.awaited_node(tx, job.pool_id.lower(), task.num)
+    node = None if num is None else nodes.by_num(tx, num)
+    if node is None:
+        return []
+    leaving = [item for item in attempts.open_on_node(tx, node.num) if item.stop_reason is StopReason.PREEMPTED]
+    if not leaving:
+        return []
+    who = names([_holder(tx, attempt) for attempt in leaving])
+    return [
+        finding(
+            Code.PREEMPTING,
+            f"It waits for preempted tasks, which make way for job {job.id} (priority {job.spec.priority}) on node"
+            f" {node.id}: {who}.",
+            subject=node.id,
+            change=f"What was preempted on node {node.id} ends.",
+        )
+    ]
 
 
 def _pool_gate(job: JobRow, pool: PoolRow | None) -> Finding | None:
@@ -98,13 +120,15 @@ def limit(job: JobRow) -> Finding:
 
 def _nodes(tx: Transaction, job: JobRow, task: TaskRow, turn: Turn, rows: list[NodeRow]) -> list[Finding]:
     """Explain for each node why it does not take the task; nothing if one of them could."""
-    ineligible, away, busy, reserved = [], [], [], []
+    ineligible, fleeting, away, busy, reserved = [], [], [], [], []
     small: list[NodeRow] = []
     for row in rows:
         away_from = node_unavailable(row.id, row.state, row.scheduling_state, since=row.state_time, heard=row.heartbeat)
         match turn.hindrance(row.num):
             case Hindrance.INELIGIBLE:
                 ineligible.append(ineligibility(tx, job, row))
+            case Hindrance.NOT_DEDICATED:
+                fleeting.append(not_dedicated(job, row))
             case Hindrance.TOO_SMALL:
                 small.append(row)
             case _ if row.num not in turn.offered and away_from is not None:
@@ -119,6 +143,7 @@ def _nodes(tx: Transaction, job: JobRow, task: TaskRow, turn: Turn, rows: list[N
         *shortened(busy, "node"),
         *shortened(reserved, "node"),
         *shortened(ineligible, "node"),
+        *shortened(fleeting, "node"),
         *_too_small(task, small),
         *shortened(away, "node"),
     ]
@@ -135,6 +160,17 @@ def ineligibility(tx: Transaction, job: JobRow, node: NodeRow) -> Finding:
         since=None if preparation is None else preparation.end_time,
         subject=node.id,
         change=f"Reimage node {node.id}, or let another node join the pool: preparation is not tried there again.",
+    )
+
+
+def not_dedicated(job: JobRow, node: NodeRow) -> Finding:
+    """Explain why a node does not take the manager of a job: it may be taken away."""
+    return finding(
+        Code.NOT_DEDICATED,
+        f"Node {node.id} is not dedicated, and the manager of job {job.id} must not run on such a node"
+        " (allowLowPriorityNode is false).",
+        subject=node.id,
+        change=f"A dedicated node joins pool {node.pool_id}.",
     )
 
 

@@ -1,8 +1,11 @@
 """Why a task is in its state."""
 
+from collections.abc import Mapping
+
 from nodeagent.model.enums import TaskState
 from nodeagent.model.explanation import Explanation
-from nodeagent.rules.explain import Code, Finding, changes, finding, history, job_gate, task_ended
+from nodeagent.model.protocol import TransferProgress
+from nodeagent.rules.explain import Code, Finding, changes, finding, history, job_gate, task_ended, transfer
 from nodeagent.service.explain import dependencies, slots
 from nodeagent.service.lifecycle import tasks as lifecycle
 from nodeagent.service.store import attempts, job_nodes, lines, nodes
@@ -13,10 +16,12 @@ from nodeagent.service.store.tasks import TaskRow
 from nodeagent.service.work import max_task_retry_count
 
 
-def explain_task(tx: Transaction, job_id: str, task_id: str) -> Explanation:
-    """Explain a task. Raises JobNotFound, TaskNotFound."""
+def explain_task(
+    tx: Transaction, job_id: str, task_id: str, transfers: Mapping[str, TransferProgress] | None = None
+) -> Explanation:
+    """Explain a task; `transfers` is what nodes have told last, by attempt. Raises JobNotFound, TaskNotFound."""
     job, task = lifecycle.require(tx, job_id, task_id)
-    found = findings(tx, job, task)
+    found = findings(tx, job, task, transfers or {})
     return Explanation(
         kind="task",
         id=f"{job.id}/{task.id}",
@@ -27,7 +32,7 @@ def explain_task(tx: Transaction, job_id: str, task_id: str) -> Explanation:
     )
 
 
-def findings(tx: Transaction, job: JobRow, task: TaskRow) -> list[Finding]:
+def findings(tx: Transaction, job: JobRow, task: TaskRow, transfers: Mapping[str, TransferProgress]) -> list[Finding]:
     """Return the reasons for a task's state, the most decisive first."""
     attempt = None if task.attempt_num is None else attempts.by_num(tx, task.attempt_num)
     recoveries = task.system_task_version - task.execution.requeue_count
@@ -39,6 +44,9 @@ def findings(tx: Transaction, job: JobRow, task: TaskRow) -> list[Finding]:
         found = _last_attempt(tx, attempt)
     else:
         found = _at_node(tx, job, task, attempt)
+        progress = transfers.get(attempt.id)
+        if progress is not None:
+            found.insert(1, transfer(progress, None if task.node is None else task.node.id))
     return [*found, *_retry(job, task), *history(task.execution, recoveries=recoveries)]
 
 

@@ -112,7 +112,7 @@ def remove_nodes(
     if pool.allocation_state is not AllocationState.STEADY:
         raise refusal("PoolBeingResized")
     leaving = [require(tx, pool_id, node_id) for node_id in dict.fromkeys(name.lower() for name in node_ids)]
-    pools.shrink(tx, pool, len(leaving), deadline, now)
+    pools.shrink(tx, pool, leaving, deadline, now)
     for node in leaving:
         nodes.set_state(tx, node.num, NodeState.LEAVING_POOL, now)
         _drain(tx, node, option)

@@ -1,6 +1,6 @@
 """The verbs of pools (spec/rest.md §8.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from nodeagent.model.enums import AllocationState, NodeState, PoolState
@@ -70,7 +70,8 @@ def settle_allocation(tx: Transaction, pool_id: str, now: datetime) -> None:
     """End a pool's resizing when all the nodes that it wants are there."""
     pool = require(tx, pool_id)
     wanted = pool.spec.target_dedicated_nodes + pool.spec.target_low_priority_nodes
-    if pool.allocation_state is AllocationState.RESIZING and pool.current_dedicated_nodes >= wanted:
+    current = pool.current_dedicated_nodes + pool.current_low_priority_nodes
+    if pool.allocation_state is AllocationState.RESIZING and current >= wanted:
         pools.set_steady(tx, pool.num, (), now)
 
 
@@ -128,10 +129,15 @@ def _let_go(tx: Transaction, node: NodeRow) -> bool:
     return True
 
 
-def shrink(tx: Transaction, pool: PoolRow, count: int, deadline: datetime, now: datetime) -> None:
-    """Let a pool want so many nodes less, and be resizing until they are gone or the deadline is over."""
-    wanted = max(0, pool.spec.target_dedicated_nodes - count)
-    pools.replace_spec(tx, pool.num, pool.spec.model_copy(update={"target_dedicated_nodes": wanted}), now)
+def shrink(tx: Transaction, pool: PoolRow, leaving: Sequence[NodeRow], deadline: datetime, now: datetime) -> None:
+    """Let a pool want the nodes that leave it no longer, and be resizing until they are gone or it took too long."""
+    dedicated = sum(node.is_dedicated for node in leaving)
+    spec = pool.spec
+    wanted = {
+        "target_dedicated_nodes": max(0, spec.target_dedicated_nodes - dedicated),
+        "target_low_priority_nodes": max(0, spec.target_low_priority_nodes - (len(leaving) - dedicated)),
+    }
+    pools.replace_spec(tx, pool.num, spec.model_copy(update=wanted), now)
     pools.set_resizing(tx, pool.num, deadline, now)
     tx.signal(DEADLINES)
 

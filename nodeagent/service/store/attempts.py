@@ -276,6 +276,42 @@ def count_assigned(tx: Transaction, job_num: int) -> int:
     return 0 if row is None else int(row[0])
 
 
+@dataclass(frozen=True, slots=True)
+class SlotHolder:
+    """A live attempt that holds slots, and what its job allows to be done with it."""
+
+    attempt_num: int
+    node_num: int
+    slots: int
+    priority: int
+    preemptible: bool
+    stop_reason: StopReason | None
+
+
+def holding_slots(tx: Transaction, pool_key: str) -> list[SlotHolder]:
+    """Return the live attempts of the tasks on a pool's nodes; only tasks of active jobs may be preemptible."""
+    rows = tx.execute(
+        "SELECT a.num, a.node_num, a.slots_held, j.priority,"
+        " j.state = 'active' AND coalesce(json_extract(j.spec, '$.allowTaskPreemption'), 0), a.stop_reason"
+        " FROM pools p JOIN nodes n ON n.pool_num = p.num JOIN attempts a ON a.node_num = n.num"
+        " JOIN jobs j ON j.num = a.job_num WHERE p.key = ?"
+        " AND (a.state IN ('assigned', 'running') OR a.slots_held > 0)"
+        " AND a.state IN ('assigned', 'running') AND a.slots_held > 0 ORDER BY a.num",
+        (pool_key,),
+    )
+    return [
+        SlotHolder(
+            attempt_num=row[0],
+            node_num=row[1],
+            slots=row[2],
+            priority=row[3],
+            preemptible=bool(row[4]),
+            stop_reason=None if row[5] is None else StopReason(row[5]),
+        )
+        for row in rows
+    ]
+
+
 def nodes_of_job(tx: Transaction, job_num: int) -> list[int]:
     """Return the numbers of the nodes that any attempt of a job went to."""
     return [row[0] for row in tx.execute("SELECT DISTINCT node_num FROM attempts WHERE job_num = ?", (job_num,))]

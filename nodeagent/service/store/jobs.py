@@ -225,6 +225,17 @@ def with_waiting_tasks(tx: Transaction, pool_key: str, *, in_turn: bool = False)
     return [row[0] for row in rows]
 
 
+def pools_with_preemption(tx: Transaction) -> list[str]:
+    """Return the keys of the pools where a task of one job may have to make way for a task of another."""
+    rows = tx.execute(
+        "SELECT DISTINCT j.pool_key FROM jobs j"
+        " WHERE j.state = 'active' AND json_extract(j.spec, '$.allowTaskPreemption') = 1"
+        " AND EXISTS (SELECT 1 FROM jobs o JOIN job_counts c ON c.job_num = o.num WHERE o.pool_key = j.pool_key"
+        " AND o.state = 'active' AND o.priority > j.priority AND c.active > 0) ORDER BY j.pool_key"
+    )
+    return [row[0] for row in rows]
+
+
 def deadlines_due(tx: Transaction, now: datetime) -> list[JobRow]:
     """Return the jobs whose wall clock has run out."""
     return [_row(row) for row in tx.execute(f"{_SELECT} WHERE j.deadline <= ?", (to_micros(now),))]

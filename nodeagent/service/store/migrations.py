@@ -298,7 +298,16 @@ ALTER TABLE nodes ADD COLUMN command_sent INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE nodes ADD COLUMN disabled_by TEXT;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES)
+_PREEMPTION = """
+CREATE INDEX jobs_preemptible ON jobs (pool_key, priority)
+    WHERE state = 'active' AND json_extract(spec, '$.allowTaskPreemption') = 1;
+"""
+
+_DEDICATED = """
+ALTER TABLE nodes ADD COLUMN is_dedicated INTEGER NOT NULL DEFAULT 1;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES, _PREEMPTION, _DEDICATED)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

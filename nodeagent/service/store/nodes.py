@@ -35,7 +35,7 @@ SELECT n.num, n.pool_num, p.id, p.vm_size, n.id, n.state, n.state_time, n.schedu
        n.boot_id, n.epoch, n.instance_id, n.slots, n.free_slots, n.running_tasks, n.running_slots, n.total_tasks_run,
        n.total_tasks_succeeded, n.cores, n.hostname, n.ip_address, n.root_directory, n.agent_version,
        n.agent_updated, n.file_server_url, n.file_server_token, n.heartbeat, n.errors,
-       n.command, n.command_id, n.command_sent, n.disabled_by
+       n.command, n.command_id, n.command_sent, n.disabled_by, n.is_dedicated
 FROM nodes n JOIN pools p ON p.num = n.pool_num
 """
 
@@ -83,6 +83,7 @@ class NodeRow:
     file_server: FileServer
     heartbeat: datetime
     errors: tuple[NodeError, ...]
+    """What is wrong with it now."""
     command: str | None
     """A reboot or reimage that the node has not answered by a new registration yet."""
     command_id: str | None
@@ -90,7 +91,8 @@ class NodeRow:
     """The command is in the node's queue: its tasks have ended."""
     disabled_by: str | None
     """Who keeps the node from taking tasks: `user`, or its `agent`, which is on its way out."""
-    """What is wrong with it now."""
+    is_dedicated: bool
+    """Whether it is there to stay; a node of low priority may be taken away at any time."""
 
     @property
     def affinity_id(self) -> str:
@@ -132,6 +134,7 @@ def _row(row: Row) -> NodeRow:
         command_id=row[30],
         command_sent=bool(row[31]),
         disabled_by=row[32],
+        is_dedicated=bool(row[33]),
     )
 
 
@@ -170,18 +173,30 @@ def of_pool(tx: Transaction, pool_num: int) -> list[NodeRow]:
     return [_row(row) for row in tx.execute(f"{_SELECT} WHERE n.pool_num = ? ORDER BY n.key", (pool_num,))]
 
 
-_FREE = """
+_TAKING = """
 FROM nodes n JOIN pools p ON p.num = n.pool_num
-WHERE n.free_slots > 0 AND n.state IN ('idle', 'running') AND n.scheduling_state = 'enabled' AND p.state = 'active'
+WHERE n.state IN ('idle', 'running') AND n.scheduling_state = 'enabled' AND p.state = 'active'
 """
 
 
-def with_free_slots(tx: Transaction) -> dict[str, list[tuple[int, int, int, str]]]:
-    """Return (number, slots, free slots, lower-case id) of the nodes where a task could start now, by pool key."""
-    found: dict[str, list[tuple[int, int, int, str]]] = {}
-    for pool_key, *node in tx.execute(f"SELECT p.key, n.num, n.slots, n.free_slots, n.key {_FREE} ORDER BY n.num"):
-        found.setdefault(pool_key, []).append((node[0], node[1], node[2], node[3]))
+TakingNode = tuple[int, int, int, str, bool]
+"""Number, slots, free slots and lower-case id of a node that takes tasks, and whether it is dedicated."""
+_TAKEN = "n.num, n.slots, n.free_slots, n.key, n.is_dedicated"
+
+
+def with_free_slots(tx: Transaction) -> dict[str, list[TakingNode]]:
+    """Return the nodes where a task could start now, by pool key."""
+    found: dict[str, list[TakingNode]] = {}
+    sql = f"SELECT p.key, {_TAKEN} {_TAKING} AND n.free_slots > 0 ORDER BY n.num"
+    for pool_key, *node in tx.execute(sql):
+        found.setdefault(pool_key, []).append((node[0], node[1], node[2], node[3], bool(node[4])))
     return found
+
+
+def taking_tasks(tx: Transaction, pool_key: str) -> list[TakingNode]:
+    """Return the nodes of a pool that take tasks, those without a free slot too."""
+    sql = f"SELECT {_TAKEN} {_TAKING} AND p.key = ? ORDER BY n.num"
+    return [(row[0], row[1], row[2], row[3], bool(row[4])) for row in tx.execute(sql, (pool_key,))]
 
 
 def insert(tx: Transaction, pool_num: int, call: Register, state: NodeState, now: datetime) -> int:
@@ -190,8 +205,8 @@ def insert(tx: Transaction, pool_num: int, call: Register, state: NodeState, now
     rows = tx.execute(
         "INSERT INTO nodes (pool_num, key, id, state, state_time, scheduling_state, allocated, booted, boot_id, epoch,"
         " instance_id, slots, free_slots, cores, hostname, ip_address, root_directory, agent_version, agent_updated,"
-        " file_server_url, file_server_token, heartbeat)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING num",
+        " file_server_url, file_server_token, heartbeat, is_dedicated)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING num",
         (
             pool_num,
             call.node_id.lower(),
@@ -215,6 +230,7 @@ def insert(tx: Transaction, pool_num: int, call: Register, state: NodeState, now
             call.file_server.url,
             call.file_server.token,
             micros,
+            call.is_dedicated,
         ),
     )
     return int(rows[0][0])
@@ -226,7 +242,7 @@ def renew(tx: Transaction, num: int, call: Register, now: datetime) -> None:
     tx.execute(
         "UPDATE nodes SET booted = ?, boot_id = ?, epoch = ?, instance_id = ?, cores = ?, hostname = ?, ip_address = ?,"
         " root_directory = ?, agent_version = ?, agent_updated = ?, file_server_url = ?, file_server_token = ?,"
-        " heartbeat = ? WHERE num = ?",
+        " heartbeat = ?, is_dedicated = ? WHERE num = ?",
         (
             to_micros(call.boot_time),
             call.boot_id,
@@ -241,6 +257,7 @@ def renew(tx: Transaction, num: int, call: Register, now: datetime) -> None:
             call.file_server.url,
             call.file_server.token,
             micros,
+            call.is_dedicated,
             num,
         ),
     )

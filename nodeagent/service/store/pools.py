@@ -32,7 +32,8 @@ COLUMNS: Mapping[str, Column] = {
 
 _SELECT = """
 SELECT p.num, p.id, p.spec, p.state, p.state_time, p.allocation_state, p.allocation_state_time, p.resize_errors,
-       p.created, p.modified, (SELECT count(*) FROM nodes n WHERE n.pool_num = p.num)
+       p.created, p.modified, (SELECT count(*) FROM nodes n WHERE n.pool_num = p.num AND n.is_dedicated = 1),
+       (SELECT count(*) FROM nodes n WHERE n.pool_num = p.num AND n.is_dedicated = 0)
 FROM pools p
 """
 
@@ -57,6 +58,7 @@ class PoolRow:
     created: datetime
     modified: datetime
     current_dedicated_nodes: int
+    current_low_priority_nodes: int
 
     @property
     def etag(self) -> str:
@@ -77,6 +79,7 @@ def _row(row: Row) -> PoolRow:
         created=from_micros(row[8]),
         modified=from_micros(row[9]),
         current_dedicated_nodes=row[10],
+        current_low_priority_nodes=row[11],
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from nodeagent.model.explanation import Explanation
-from nodeagent.service.app_keys import DATABASE
+from nodeagent.service.app_keys import DATABASE, TRANSFERS
 from nodeagent.service.explain.jobs import explain_job
 from nodeagent.service.explain.nodes import explain_node
 from nodeagent.service.explain.tasks import explain_task
@@ -24,7 +24,8 @@ def add_routes(app: web.Application) -> None:
 
 async def _task(request: web.Request) -> web.Response:
     names = request.match_info
-    return await _answer(request, lambda tx: explain_task(tx, names["job"], names["task"]))
+    transfers = request.app[TRANSFERS].snapshot()
+    return await _answer(request, lambda tx: explain_task(tx, names["job"], names["task"], transfers))
 
 
 async def _job(request: web.Request) -> web.Response:

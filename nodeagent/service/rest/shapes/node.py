@@ -39,6 +39,7 @@ def node_shape(
         start_task=None if start_task is None else start_task.spec,
         start_task_info=None if start_task is None else start_task.info,
         errors=row.errors or None,
+        is_dedicated=row.is_dedicated,
         node_agent_info=NodeAgentInfo(version=row.agent_version, last_update_time=row.agent_updated),
     ).to_wire()
     shown: dict[str, Any] = without_secrets(entity)

@@ -42,7 +42,7 @@ def pool_shape(links: Links, row: PoolRow) -> dict[str, Any]:
         "allocationState": row.allocation_state.value,
         "allocationStateTransitionTime": format_time(row.allocation_state_time),
         "currentDedicatedNodes": row.current_dedicated_nodes,
-        "currentLowPriorityNodes": 0,
+        "currentLowPriorityNodes": row.current_low_priority_nodes,
     }
     if row.resize_errors:
         entity["resizeErrors"] = [error.to_wire() for error in row.resize_errors]
@@ -50,11 +50,13 @@ def pool_shape(links: Links, row: PoolRow) -> dict[str, Any]:
 
 
 def node_counts_shape(row: PoolRow, nodes: Iterable[NodeRow]) -> dict[str, Any]:
-    """Return how many nodes of a pool are in which state; all of them count as dedicated."""
-    states = Counter(node.state for node in nodes)
-    dedicated = {_COUNT_NAMES.get(state, state.value): states[state] for state in NodeState}
-    return {
-        "poolId": row.id,
-        "dedicated": dedicated | {"total": states.total()},
-        "lowPriority": dict.fromkeys(dedicated, 0) | {"total": 0},
-    }
+    """Return how many nodes of a pool are in which state, dedicated ones and those of low priority apart."""
+    dedicated, low_priority = Counter[NodeState](), Counter[NodeState]()
+    for node in nodes:
+        (dedicated if node.is_dedicated else low_priority)[node.state] += 1
+    return {"poolId": row.id, "dedicated": _states_shape(dedicated), "lowPriority": _states_shape(low_priority)}
+
+
+def _states_shape(states: Counter[NodeState]) -> dict[str, int]:
+    counted = {_COUNT_NAMES.get(state, state.value): states[state] for state in NodeState}
+    return counted | {"total": states.total()}
