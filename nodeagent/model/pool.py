@@ -130,6 +130,24 @@ class NodesToRemove(BatchModel):
     node_deallocation_option: DrainOption | None = None
 
 
+LEAST_RESIZE_TIMEOUT = parse_duration("PT5M")
+
+
+class PoolResize(BatchModel):
+    """The body of "resize a pool"; a target that is left out stays as it is, one of them must be given."""
+
+    target_dedicated_nodes: Annotated[int, Field(ge=0)] | None = None
+    target_low_priority_nodes: Annotated[int, Field(ge=0)] | None = None
+    resize_timeout: Annotated[Duration, Field(ge=LEAST_RESIZE_TIMEOUT)] = parse_duration("PT15M")
+    node_deallocation_option: DrainOption | None = None
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Self:
+        if self.target_dedicated_nodes is None and self.target_low_priority_nodes is None:
+            raise ValueError("targetDedicatedNodes or targetLowPriorityNodes must be given")
+        return self
+
+
 class ResizeError(BatchModel):
     """Why a pool did not get the nodes it wants."""
 

@@ -8,3 +8,6 @@ DEADLINES = "deadlines"
 
 PURGE = "purge"
 """A job is over and its rows are to be removed, some at a time."""
+
+ALLOCATION = "allocation"
+"""A pool may want other nodes than it has: whoever starts machines for it should look (local mode does)."""

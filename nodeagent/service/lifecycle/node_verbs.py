@@ -113,13 +113,18 @@ def remove_nodes(
         raise refusal("PoolBeingResized")
     leaving = [require(tx, pool_id, node_id) for node_id in dict.fromkeys(name.lower() for name in node_ids)]
     pools.shrink(tx, pool, leaving, deadline, now)
+    release(tx, leaving, option, now)
+    pools.advance(tx, pool_id, now)
+
+
+def release(tx: Transaction, leaving: Sequence[NodeRow], option: DrainOption, now: datetime) -> None:
+    """Let nodes leave their pool, when their tasks have ended as `option` says; `pools.advance` lets them go."""
     for node in leaving:
         nodes.set_state(tx, node.num, NodeState.LEAVING_POOL, now)
         _drain(tx, node, option)
         for attempt in attempts.open_on_node(tx, node.num):
             if attempt.kind not in TASK_KINDS:
                 dispatch.stop(tx, attempt, StopReason.NODE_REMOVED)
-    pools.advance(tx, pool_id, now)
 
 
 def option_of(value: DrainOption | None) -> DrainOption:

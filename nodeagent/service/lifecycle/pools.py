@@ -9,13 +9,14 @@ from nodeagent.model.protocol import StopReason
 from nodeagent.rules.pool_secrets import without_secrets
 from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import applications, dispatch
-from nodeagent.service.lifecycle.names import DEADLINES, SCHEDULE
+from nodeagent.service.lifecycle.names import ALLOCATION, DEADLINES, SCHEDULE
 from nodeagent.service.store import attempts, nodes, pools
 from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.pools import PoolRow
 
+_STOPPED = ResizeError(code="ResizeStopped", message="The resize was stopped before it was complete.")
 _TIMED_OUT = ResizeError(code="AllocationTimedout", message="Desired number of dedicated nodes could not be allocated")
 
 
@@ -53,6 +54,7 @@ def create_pool(tx: Transaction, spec: PoolCreate, now: datetime) -> PoolRow:
         now=now,
     )
     tx.signal(DEADLINES)
+    tx.signal(ALLOCATION)
     return require(tx, spec.id)
 
 
@@ -67,11 +69,20 @@ def ensure_pool(tx: Transaction, spec: PoolCreate, now: datetime) -> PoolRow:
 
 
 def settle_allocation(tx: Transaction, pool_id: str, now: datetime) -> None:
-    """End a pool's resizing when all the nodes that it wants are there."""
+    """End a pool's resizing when all the nodes that it wants are there, and those that it does not want are gone.
+
+    A resizing that somebody has stopped ends as soon as no node is on its way out.
+    """
     pool = require(tx, pool_id)
-    wanted = pool.spec.target_dedicated_nodes + pool.spec.target_low_priority_nodes
-    current = pool.current_dedicated_nodes + pool.current_low_priority_nodes
-    if pool.allocation_state is AllocationState.RESIZING and current >= wanted:
+    if pool.allocation_state is AllocationState.STEADY:
+        return
+    if any(node.state is NodeState.LEAVING_POOL for node in nodes.of_pool(tx, pool.num)):
+        return
+    if pool.allocation_state is AllocationState.STOPPING:
+        pools.set_steady(tx, pool.num, (_STOPPED,), now)
+        return
+    enough = pool.current_dedicated_nodes >= pool.spec.target_dedicated_nodes
+    if enough and pool.current_low_priority_nodes >= pool.spec.target_low_priority_nodes:
         pools.set_steady(tx, pool.num, (), now)
 
 
@@ -113,9 +124,10 @@ def advance(tx: Transaction, pool_id: str, now: datetime) -> None:
         return
     if deleting:
         pools.delete(tx, pool.num)
-    elif pool.allocation_state is AllocationState.RESIZING:
+    else:
         settle_allocation(tx, pool_id, now)
     tx.signal(SCHEDULE)
+    tx.signal(ALLOCATION)
 
 
 def _let_go(tx: Transaction, node: NodeRow) -> bool:

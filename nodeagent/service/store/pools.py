@@ -136,6 +136,14 @@ def set_resizing(tx: Transaction, num: int, deadline: datetime, now: datetime) -
     )
 
 
+def set_stopping(tx: Transaction, num: int, now: datetime) -> None:
+    """Show that a pool's resizing goes no further."""
+    tx.execute(
+        "UPDATE pools SET allocation_state = ?, allocation_state_time = ? WHERE num = ?",
+        (AllocationState.STOPPING, to_micros(now), num),
+    )
+
+
 def set_state(tx: Transaction, num: int, state: PoolState, now: datetime) -> None:
     """Move a pool to a state."""
     tx.execute("UPDATE pools SET state = ?, state_time = ? WHERE num = ?", (state, to_micros(now), num))

@@ -1,13 +1,13 @@
 """Pools (spec/rest.md §2.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
-from nodeagent.model.pool import NodesToRemove, PoolCreate, PoolPatch, PoolProperties, StartTask
+from nodeagent.model.pool import NodesToRemove, PoolCreate, PoolPatch, PoolProperties, PoolResize, StartTask
 from nodeagent.rules.file_properties import start_task_faults
 from nodeagent.rules.supported import unsupported_pool, unsupported_start_task
-from nodeagent.service.lifecycle import node_verbs
+from nodeagent.service.lifecycle import node_verbs, resizing
 from nodeagent.service.lifecycle import pools as lifecycle
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
@@ -114,6 +114,39 @@ async def remove_nodes(call: Call) -> Reply:
 
     row = await call.database.write(remove)
     return Reply(202, url=call.links.pool(row.id), modified=row.modified)
+
+
+async def resize_pool(call: Call) -> Reply:
+    """Let a pool want other numbers of nodes."""
+    body = parse(PoolResize, json_object(call.body))
+    size = resizing.Size(
+        body.target_dedicated_nodes,
+        body.target_low_priority_nodes,
+        node_verbs.option_of(body.node_deallocation_option),
+        body.resize_timeout,
+    )
+    now = call.context.clock()
+    return await _act(call, 202, lambda tx, pool_id: resizing.resize(tx, pool_id, size, now))
+
+
+async def stop_resize(call: Call) -> Reply:
+    """Leave a pool at what it has."""
+    now = call.context.clock()
+    return await _act(call, 202, lambda tx, pool_id: resizing.stop_resize(tx, pool_id, now))
+
+
+async def _act(call: Call, status: int, verb: Callable[[Transaction, str], None]) -> Reply:
+    """Do what the caller wants of a pool if it is as the caller's condition says."""
+    pool_id = call.variables["pool_id"]
+
+    def act(tx: Transaction) -> PoolRow:
+        row = lifecycle.require(tx, pool_id)
+        call.condition.check(row.etag, row.modified)
+        verb(tx, pool_id)
+        return lifecycle.require(tx, pool_id)
+
+    row = await call.database.write(act)
+    return Reply(status, url=call.links.pool(row.id), modified=row.modified)
 
 
 def _check_start_task(call: Call, task: StartTask | None) -> None:
