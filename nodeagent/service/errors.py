@@ -6,6 +6,7 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     "PoolNotFound": (404, "The specified pool does not exist."),
     "NodeNotFound": (404, "The specified node does not exist."),
     "JobNotFound": (404, "The specified job does not exist."),
+    "JobScheduleNotFound": (404, "The specified job schedule does not exist."),
     "TaskNotFound": (404, "The specified task does not exist."),
     "ApplicationNotFound": (404, "The specified application does not exist."),
     "ApplicationPackageNotFound": (404, "The specified version of the application does not exist."),
@@ -13,6 +14,9 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     "ResourceNotFound": (404, "The specified resource does not exist."),
     "PoolExists": (409, "The specified pool already exists."),
     "JobExists": (409, "The specified job already exists."),
+    "JobScheduleExists": (409, "The specified job schedule already exists."),
+    "JobWithSameIdExists": (409, "A job with the specified id already exists."),
+    "JobScheduleWithSameIdExists": (409, "A job schedule with the specified id already exists."),
     "TaskExists": (409, "The specified task already exists."),
     "ApplicationPackageExists": (
         409,
@@ -30,6 +34,9 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     "JobCompleted": (409, "The specified job is already in a completed state."),
     "JobDisabled": (409, "The specified job is disabled."),
     "JobNotActive": (409, "The specified job is not active."),
+    "JobScheduleBeingDeleted": (409, "The specified job schedule is being deleted."),
+    "JobScheduleBeingTerminated": (409, "The specified job schedule is being terminated."),
+    "JobScheduleCompleted": (409, "The specified job schedule is already in a completed state."),
     "JobPreparationTaskNotSpecified": (409, "The specified job does not have a job preparation task."),
     "JobReleaseTaskNotSpecified": (409, "The specified job does not have a job release task."),
     "TaskCompleted": (409, "The specified task is already in a completed state."),
@@ -66,6 +73,7 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     "MissingRequiredProperty": (400, "A required property was not specified in the request body."),
     "UnsupportedProperty": (400, "One of the properties specified in the request body is not supported."),
     "InvalidRequestBody": (400, "The specified request body is not syntactically valid."),
+    "RequestEntityTooLarge": (413, "The list of resource files is too large and exceeds the maximum permissible limit."),
     "RequestBodyTooLarge": (413, "The request body is too large and exceeds the maximum permissible limit."),
 }
 

@@ -62,7 +62,7 @@ def _bare(tag: str) -> str:
 def _date(header: str, text: str) -> datetime:
     try:
         value = parsedate_to_datetime(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         values = (("HeaderName", header), ("HeaderValue", text[:256]), ("Reason", "must be an RFC 1123 date"))
         text = "The value provided for one of the HTTP headers is not in the correct format."
         raise BatchError(400, "InvalidHeaderValue", text, values) from error

@@ -30,6 +30,15 @@ def optional_micros(value: datetime | None) -> int | None:
     return None if value is None else to_micros(value)
 
 
+def wire_time_micros(sql: str) -> str:
+    """Return the SQL of `to_micros` for an expression that holds a time as the wire writes it (`format_time`), or NULL.
+
+    SQLite's own functions know milliseconds only, and texts with and without a fraction do not compare as times do.
+    """
+    fraction = f"CAST(substr(substr(rtrim({sql}, 'Z'), 21) || '000000', 1, 6) AS INTEGER)"
+    return f"(CAST(strftime('%s', substr({sql}, 1, 19)) AS INTEGER) * 1000000 + {fraction})"
+
+
 def later(now: datetime, than: datetime) -> datetime:
     """Return `now`, or the next microsecond after `than`: every change of an entity gives it a new ETag."""
     return max(now, than + _MICROSECOND)

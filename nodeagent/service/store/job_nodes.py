@@ -180,7 +180,14 @@ def page(
     rows = tx.execute(
         f"{_SELECT} WHERE job_num = ? AND prep_state IS NOT NULL AND (node_key > ? OR (node_key = ? AND node_num > ?))"
         f"{sql} ORDER BY node_key, node_num LIMIT ?",
-        (job_num, node.lower(), node.lower(), int(number) if number.isdigit() else 1 << 62, *parameters, limit),
+        (
+            job_num,
+            node.lower(),
+            node.lower(),
+            int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 1 << 62,
+            *parameters,
+            limit,
+        ),
     )
     return [_row(row) for row in rows]
 

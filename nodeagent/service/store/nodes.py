@@ -17,10 +17,17 @@ from nodeagent.service.store.columns import (
     from_micros,
     optional_time,
     to_micros,
+    wire_time_micros,
 )
 from nodeagent.service.store.database import Row, Transaction
 
 _ERRORS = TypeAdapter(tuple[NodeError, ...])
+
+
+def _start_task_info(name: str) -> str:
+    """Return the SQL of a property of what the node has reported of its start task; NULL as long as it has not."""
+    return f"(SELECT json_extract(s.info, '$.{name}') FROM start_tasks s WHERE s.node_num = n.num)"
+
 
 COLUMNS: Mapping[str, Column] = {
     "id": Column("n.key", ColumnType.ID),
@@ -28,6 +35,11 @@ COLUMNS: Mapping[str, Column] = {
     "stateTransitionTime": Column("n.state_time", ColumnType.TIME),
     "lastBootTime": Column("n.booted", ColumnType.TIME),
     "allocationTime": Column("n.allocated", ColumnType.TIME),
+    "startTaskInfo/state": Column(_start_task_info("state"), ColumnType.ENUM),
+    "startTaskInfo/result": Column(_start_task_info("result"), ColumnType.ENUM),
+    "startTaskInfo/exitCode": Column(_start_task_info("exitCode"), ColumnType.INTEGER),
+    "startTaskInfo/startTime": Column(wire_time_micros(_start_task_info("startTime")), ColumnType.TIME),
+    "startTaskInfo/endTime": Column(wire_time_micros(_start_task_info("endTime")), ColumnType.TIME),
 }
 
 _SELECT = """

@@ -104,7 +104,7 @@ async def node_base(call: Call) -> FileBase:
 
 async def _list(call: Call, locate: Locate, list_url: str) -> Reply:
     prefix, limit = filter_name_prefix(call.query), call.query.max_results
-    after = decode_token(call.query, paths=True)
+    after = decode_token("files", call.query, paths=True)
     recursive = call.query.flag("recursive")
     base = await locate(call)
     try:
@@ -124,7 +124,7 @@ async def _list(call: Call, locate: Locate, list_url: str) -> Reply:
         "value": [_entry_shape(base, entry) for entry in wanted[:limit]],
     }
     if len(wanted) > limit:
-        body["odata.nextLink"] = next_link(list_url, call.query, wanted[limit - 1]["name"])
+        body["odata.nextLink"] = next_link("files", list_url, call.query, wanted[limit - 1]["name"])
     return Reply(200, body)
 
 

@@ -17,6 +17,7 @@ from nodeagent.rules.supported import unsupported_job
 from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import jobs as lifecycle
 from nodeagent.service.rest.call import Call
+from nodeagent.service.rest.file_lists import refuse_long_file_lists
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.reply import WARNINGS_HEADER, Reply, created
@@ -77,11 +78,13 @@ class TerminateParameters(BatchModel):
 
 async def add_job(call: Call) -> Reply:
     """Add a job; its pool need not exist."""
-    spec = parse(JobCreate, json_object(call.body))
+    body = json_object(call.body)
+    spec = parse(JobCreate, body)
     ignored = refuse_unsupported(unsupported_job(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", job=spec.id, properties=ignored)
     refuse_faults(job_file_faults(spec, auto_storage=call.context.auto_storage))
+    refuse_long_file_lists(body)
     now = call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.create_job(tx, spec, now))
     count = len(job_warnings(spec, now))

@@ -18,6 +18,7 @@ from nodeagent.service.lifecycle import tasks as lifecycle
 from nodeagent.service.lifecycle.jobs import require as require_job
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.error_body import error_item
+from nodeagent.service.rest.file_lists import refuse_long_file_lists
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.reply import WARNINGS_HEADER, Reply, created
@@ -72,13 +73,14 @@ class TaskCollection(BatchModel):
     value: list[dict[str, Any]]
 
 
-def _task(call: Call, value: object) -> TaskCreate:
+def _task(call: Call, value: dict[str, Any]) -> TaskCreate:
     """Return a valid and supported task. Raises BatchError."""
     spec = parse(TaskCreate, value)
     ignored = refuse_unsupported(unsupported_task(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", task=spec.id, properties=ignored)
     refuse_faults(task_file_faults(spec, auto_storage=call.context.auto_storage))
+    refuse_long_file_lists(value)
     return spec
 
 
@@ -118,7 +120,9 @@ def _checked(call: Call, item: dict[str, Any]) -> TaskCreate | BatchError:
 def _outcome(call: Call, job_id: str, item: dict[str, Any], outcome: TaskRow | BatchError) -> dict[str, Any]:
     if isinstance(outcome, BatchError):
         error = error_item(outcome, call.request_id, call.context.clock())
-        return {"status": "clienterror", "taskId": str(item.get("id", "")), "error": error}
+        # only of what is the service's own fault may a client expect that the same task is taken later
+        status = "servererror" if outcome.status >= 500 else "clienterror"
+        return {"status": status, "taskId": str(item.get("id", "")), "error": error}
     return {
         "status": "success",
         "taskId": outcome.id,

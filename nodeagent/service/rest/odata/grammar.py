@@ -23,13 +23,14 @@ _GRAMMAR = r"""
     ?term: "(" or_ ")"
          | STARTSWITH "(" PROPERTY "," STRING ")" -> startswith
          | PROPERTY OPERATOR literal -> comparison
-    literal: DATETIME | TIME | STRING | INTEGER | BOOLEAN
+    literal: DATETIME | TIME | STRING | INTEGER | BOOLEAN | NULL
 
     _OR.3: /or(?![A-Za-z0-9_\/])/
     _AND.3: /and(?![A-Za-z0-9_\/])/
     OPERATOR.3: /(?:eq|ne|gt|ge|lt|le)(?![A-Za-z0-9_\/])/
     STARTSWITH.3: /startswith(?=\s*\()/
     BOOLEAN.3: /(?:true|false)(?![A-Za-z0-9_])/
+    NULL.3: /null(?![A-Za-z0-9_])/
     DATETIME.4: /[Dd]ate[Tt]ime'[^']*'/
     TIME.2: /\d{4}-\d{2}-\d{2}T[0-9:.]+(?:Z|[+-]\d{2}:\d{2})?/
     INTEGER.1: /-?\d{1,19}(?![A-Za-z0-9_.])/
@@ -44,6 +45,7 @@ _NAMES = {
     "OPERATOR": "eq, ne, gt, ge, lt or le",
     "STARTSWITH": "startswith(",
     "BOOLEAN": "true or false",
+    "NULL": "null",
     "DATETIME": "a time",
     "TIME": "a time",
     "INTEGER": "a number",
@@ -81,6 +83,8 @@ class _ToTree(Transformer[Token, Expression]):
                 return _integer(word)
             case "BOOLEAN":
                 return str(word) == "true"
+            case "NULL":
+                return None
             case "TIME":
                 return _time(word, str(word))
             case "DATETIME":
@@ -96,9 +100,9 @@ _TO_TREE = _ToTree()
 def parse_filter(text: str) -> Expression:
     """Return the tree of a `$filter`. Raises FilterError with the position of what is wrong."""
     if len(text) > MAX_LENGTH:
-        raise FilterError(f"a filter may have at most {MAX_LENGTH} characters")
+        raise FilterError(f"a filter may have at most {MAX_LENGTH} characters", MAX_LENGTH + 1)
     if not text.strip():
-        raise FilterError("the filter is empty")
+        raise FilterError("the filter is empty", 1)
     try:
         parsed = _PARSER.parse(text)
     except UnexpectedInput as error:
@@ -119,13 +123,19 @@ def _check_size(parsed: Any) -> None:  # noqa: ANN401 - lark's own tree type is 
         node, depth = waiting.pop()
         if isinstance(node, Token):
             continue
-        terms += node.data in ("comparison", "startswith")
+        is_term = node.data in ("comparison", "startswith")
+        terms += is_term
         deeper = depth + (node.data == "or_")
-        if deeper > MAX_DEPTH:
-            raise FilterError(f"parentheses may be nested at most {MAX_DEPTH} deep")
+        # the position is that of the first comparison that is too much
+        if is_term and depth > MAX_DEPTH:
+            raise FilterError(f"parentheses may be nested at most {MAX_DEPTH} deep", _first_position(node))
         if terms > MAX_TERMS:
-            raise FilterError(f"a filter may have at most {MAX_TERMS} comparisons")
-        waiting.extend((child, deeper) for child in node.children)
+            raise FilterError(f"a filter may have at most {MAX_TERMS} comparisons", _first_position(node))
+        waiting.extend((child, deeper) for child in reversed(node.children))
+
+
+def _first_position(term: Any) -> int:  # noqa: ANN401 - as above
+    return _position(next(child for child in term.children if isinstance(child, Token) and child.type == "PROPERTY"))
 
 
 def _syntax_error(error: UnexpectedInput, length: int) -> FilterError:

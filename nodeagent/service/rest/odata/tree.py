@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from nodeagent.model.times import format_time
 
-Scalar = str | int | bool | datetime
-"""A literal. A quoted time stays text until the property it is compared with says that it is a time."""
+Scalar = str | int | bool | datetime | None
+"""A literal, None for `null`. A quoted time stays text until the property it is compared with says that it is a time."""
 
 
 class Operator(StrEnum):
@@ -79,6 +79,8 @@ class FilterError(Exception):
 
 def literal_text(value: Scalar) -> str:
     """Return a literal as `$filter` writes it."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):

@@ -8,7 +8,7 @@ from nodeagent.service.store.columns import Column, Columns, ColumnType, Paramet
 
 _SQL = {
     Operator.EQ: "=",
-    # a missing property is unequal to everything, and compares false otherwise
+    # a missing property is unequal to everything but null, and compares false otherwise
     Operator.NE: "IS NOT",
     Operator.GT: ">",
     Operator.GE: ">=",
@@ -66,8 +66,16 @@ def _comparison(expression: Comparison, columns: Columns) -> Where:
     column = _column(expression.name, expression.position, columns)
     if column.type in _ONLY_EQUALITY and expression.operator not in (Operator.EQ, Operator.NE):
         raise FilterError(f"'{expression.name}' can only be compared with eq and ne", expression.position)
+    if expression.value is None:
+        return _is_null(expression, column)
     value = _typed(expression, column.type)
     return Where(f"{column.sql} {_SQL[expression.operator]} ?", (column.parameter(value),))
+
+
+def _is_null(expression: Comparison, column: Column) -> Where:
+    if expression.operator not in (Operator.EQ, Operator.NE):
+        raise FilterError("null can only be compared with eq and ne", expression.position)
+    return Where(f"{column.sql} IS {'NULL' if expression.operator is Operator.EQ else 'NOT NULL'}")
 
 
 def _typed(expression: Comparison, kind: ColumnType) -> Scalar:
