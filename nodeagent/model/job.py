@@ -10,7 +10,7 @@ from nodeagent.model.enums import ExecutionResult, JobState, NodeTaskState, OnAl
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.files import OutputFile, ResourceFile
 from nodeagent.model.task import DEFAULT_RETENTION, CommandLine, TaskConstraints
-from nodeagent.model.times import UNLIMITED, Duration, UtcTime, parse_duration
+from nodeagent.model.times import UNLIMITED, UtcTime, parse_duration
 from nodeagent.model.values import (
     DEFAULT_USER_IDENTITY,
     ApplicationPackageReference,
@@ -18,9 +18,13 @@ from nodeagent.model.values import (
     BatchId,
     DisplayName,
     EnvironmentSetting,
+    Int32,
     JobId,
     MetadataItem,
     NameValuePair,
+    Positive,
+    RetryCount,
+    TimeLimit,
     UserIdentity,
 )
 
@@ -35,11 +39,14 @@ def _minus_one_or_positive(value: int) -> int:
     return value
 
 
+MaxParallelTasks = Annotated[Int32, AfterValidator(_minus_one_or_positive)]
+
+
 class JobConstraints(BatchModel):
     """Limits of a job: wall clock from creation, and the retry count its tasks inherit (-1 is unlimited)."""
 
-    max_wall_clock_time: Duration = UNLIMITED
-    max_task_retry_count: Annotated[int, Field(ge=-1)] = 0
+    max_wall_clock_time: TimeLimit = UNLIMITED
+    max_task_retry_count: RetryCount = 0
 
 
 class JobManagerTask(BatchModel):
@@ -53,7 +60,7 @@ class JobManagerTask(BatchModel):
     output_files: tuple[OutputFile, ...] | None = None
     environment_settings: tuple[EnvironmentSetting, ...] | None = None
     constraints: TaskConstraints | None = None
-    required_slots: Annotated[int, Field(ge=1)] = 1
+    required_slots: Positive = 1
     kill_job_on_completion: bool = True
     user_identity: UserIdentity | None = None
     run_exclusive: bool = True
@@ -65,7 +72,7 @@ class JobManagerTask(BatchModel):
 class PreparationConstraints(TaskConstraints):
     """Constraints of a job preparation task: its retry count is its own, not the job's."""
 
-    max_task_retry_count: Annotated[int, Field(ge=-1)] = 0
+    max_task_retry_count: RetryCount = 0
 
 
 class JobPreparationTask(BatchModel):
@@ -96,8 +103,8 @@ class JobReleaseTask(BatchModel):
     container_settings: ContainerSettings | None = None
     resource_files: tuple[ResourceFile, ...] | None = None
     environment_settings: tuple[EnvironmentSetting, ...] | None = None
-    max_wall_clock_time: Annotated[Duration, AfterValidator(_within_release_limit)] = RELEASE_WALL_CLOCK_LIMIT
-    retention_time: Duration = DEFAULT_RETENTION
+    max_wall_clock_time: Annotated[TimeLimit, AfterValidator(_within_release_limit)] = RELEASE_WALL_CLOCK_LIMIT
+    retention_time: TimeLimit = DEFAULT_RETENTION
     user_identity: UserIdentity = DEFAULT_USER_IDENTITY
 
 
@@ -126,17 +133,16 @@ class JobUpdatable(BatchModel):
 
     priority: Priority = 0
     allow_task_preemption: bool = False
-    max_parallel_tasks: Annotated[int, AfterValidator(_minus_one_or_positive)] = -1
+    max_parallel_tasks: MaxParallelTasks = -1
     constraints: JobConstraints = JobConstraints()
     on_all_tasks_complete: OnAllTasksComplete = OnAllTasksComplete.NO_ACTION
     metadata: tuple[MetadataItem, ...] | None = None
     pool_info: PoolInfo
 
 
-class JobCreate(JobUpdatable):
-    """The body of "add a job"."""
+class JobSpecification(JobUpdatable):
+    """A job without its id: what a job schedule says of its jobs (spec/rest.md §3.13)."""
 
-    id: JobId
     display_name: DisplayName | None = None
     uses_task_dependencies: bool = False
     job_manager_task: JobManagerTask | None = None
@@ -160,6 +166,12 @@ class JobCreate(JobUpdatable):
         return self
 
 
+class JobCreate(JobSpecification):
+    """The body of "add a job"."""
+
+    id: JobId
+
+
 class JobUpdate(JobUpdatable):
     """The body of PUT: what is left out goes back to its default."""
 
@@ -169,7 +181,7 @@ class JobPatch(BatchModel):
 
     priority: Priority | None = None
     allow_task_preemption: bool | None = None
-    max_parallel_tasks: Annotated[int, AfterValidator(_minus_one_or_positive)] | None = None
+    max_parallel_tasks: MaxParallelTasks | None = None
     constraints: JobConstraints | None = None
     on_all_tasks_complete: OnAllTasksComplete | None = None
     metadata: tuple[MetadataItem, ...] | None = None

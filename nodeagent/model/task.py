@@ -2,14 +2,14 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.container import ContainerInfo, ContainerSettings
 from nodeagent.model.enums import DependencyAction, ExecutionResult, JobAction, TaskState
 from nodeagent.model.failure import FailureInfo
 from nodeagent.model.files import OutputFile, ResourceFile
-from nodeagent.model.times import UNLIMITED, Duration, UtcTime, parse_duration
+from nodeagent.model.times import UNLIMITED, UtcTime, parse_duration
 from nodeagent.model.values import (
     AffinityInfo,
     ApplicationPackageReference,
@@ -17,6 +17,11 @@ from nodeagent.model.values import (
     BatchId,
     DisplayName,
     EnvironmentSetting,
+    Int32,
+    Natural,
+    Positive,
+    RetryCount,
+    TimeLimit,
     UserIdentity,
 )
 
@@ -28,9 +33,9 @@ CommandLine = Annotated[str, StringConstraints(max_length=32767, pattern=r"^[^\x
 class TaskConstraints(BatchModel):
     """Limits of a task's execution; an absent `max_task_retry_count` is the job's (spec/node.md §9)."""
 
-    max_wall_clock_time: Duration = UNLIMITED
-    retention_time: Duration = DEFAULT_RETENTION
-    max_task_retry_count: Annotated[int, Field(ge=-1)] | None = None
+    max_wall_clock_time: TimeLimit = UNLIMITED
+    retention_time: TimeLimit = DEFAULT_RETENTION
+    max_task_retry_count: RetryCount | None = None
 
 
 class ExitOptions(BatchModel):
@@ -43,15 +48,15 @@ class ExitOptions(BatchModel):
 class ExitCodeMapping(BatchModel):
     """What one exit code does."""
 
-    code: int
+    code: Int32
     exit_options: ExitOptions
 
 
 class ExitCodeRangeMapping(BatchModel):
     """What the exit codes from `start` to `end` (both included) do."""
 
-    start: int
-    end: int
+    start: Int32
+    end: Int32
     exit_options: ExitOptions
 
     @model_validator(mode="after")
@@ -74,8 +79,8 @@ class ExitConditions(BatchModel):
 class TaskIdRange(BatchModel):
     """Integer task ids from `start` to `end`, both included."""
 
-    start: Annotated[int, Field(ge=0, le=2**31 - 1)]
-    end: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    start: Natural
+    end: Natural
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -94,8 +99,8 @@ class TaskDependencies(BatchModel):
 class MultiInstanceSettings(BatchModel):
     """A task that runs on several nodes at once."""
 
-    number_of_instances: Annotated[int, Field(ge=1)] = 1
-    coordination_command_line: str
+    number_of_instances: Positive = 1
+    coordination_command_line: CommandLine
     common_resource_files: tuple[ResourceFile, ...] | None = None
 
 
@@ -112,12 +117,18 @@ class TaskCreate(BatchModel):
     environment_settings: tuple[EnvironmentSetting, ...] | None = None
     affinity_info: AffinityInfo | None = None
     constraints: TaskConstraints | None = None
-    required_slots: Annotated[int, Field(ge=1)] = 1
+    required_slots: Positive = 1
     user_identity: UserIdentity | None = None
     multi_instance_settings: MultiInstanceSettings | None = None
     depends_on: TaskDependencies | None = None
     application_package_references: tuple[ApplicationPackageReference, ...] | None = None
     authentication_token_settings: AuthenticationTokenSettings | None = None
+
+    @model_validator(mode="after")
+    def _a_multi_instance_task_takes_one_slot(self) -> Self:
+        if self.multi_instance_settings is not None and self.required_slots != 1:
+            raise ValueError("requiredSlots must be 1 for a task with multiInstanceSettings")
+        return self
 
 
 class TaskExecutionInfo(BatchModel):

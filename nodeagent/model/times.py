@@ -11,6 +11,7 @@ _DURATION = re.compile(
     r"^(?P<sign>-)?P(?:(?P<years>\d+)Y)?(?:(?P<months>\d+)M)?(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?"
     r"(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+)(?:\.(?P<fraction>\d+))?S)?)?$"
 )
+_LONGEST_DURATION = 100
 _TIME = re.compile(r"^(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})?$", re.ASCII)
 
 UNLIMITED_TEXT = "P10675199DT2H48M5.4775807S"
@@ -34,7 +35,10 @@ def parse_time(text: str) -> datetime:
     day, clock, fraction, zone = match.groups()
     micros = (fraction or "")[:6].ljust(6, "0")
     offset = "+00:00" if zone is None or zone in "Zz" else zone
-    return datetime.fromisoformat(f"{day}T{clock}.{micros}{offset}").astimezone(UTC)
+    try:
+        return datetime.fromisoformat(f"{day}T{clock}.{micros}{offset}").astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"'{text}' is before the year 1 or after 9999 in UTC") from error
 
 
 def format_time(value: datetime) -> str:
@@ -113,8 +117,17 @@ def _duration_in(value: Any) -> timedelta:  # noqa: ANN401 - a validator sees an
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str):
+        if len(value) > _LONGEST_DURATION:  # what has been parsed is kept
+            raise ValueError(f"a duration has at most {_LONGEST_DURATION} characters")
         return parse_duration(value)
     raise ValueError("a duration must be text of the form PT15M or P7D")
+
+
+def not_negative(value: timedelta) -> timedelta:
+    """Return a duration from zero up. Raises ValueError."""
+    if value < timedelta(0):
+        raise ValueError("must not be negative")
+    return value
 
 
 UtcTime = Annotated[

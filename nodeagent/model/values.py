@@ -2,10 +2,28 @@
 
 from typing import Annotated, Self
 
-from pydantic import StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from nodeagent.model.base import BatchModel
 from nodeagent.model.enums import AccessScope, AutoUserScope, ElevationLevel
+from nodeagent.model.times import Duration, not_negative
+
+_MAX_INT32 = 2**31 - 1
+
+Int32 = Annotated[int, Field(ge=-_MAX_INT32 - 1, le=_MAX_INT32)]
+"""A whole number as Batch has them."""
+
+Natural = Annotated[int, Field(ge=0, le=_MAX_INT32)]
+"""A whole number from 0."""
+
+Positive = Annotated[int, Field(ge=1, le=_MAX_INT32)]
+"""A whole number from 1."""
+
+RetryCount = Annotated[int, Field(ge=-1, le=_MAX_INT32)]
+"""How often something may be tried again; -1 is without end."""
+
+TimeLimit = Annotated[Duration, AfterValidator(not_negative)]
+"""How long something may last or is kept."""
 
 BatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """An id: 1 to 64 letters, digits, hyphens, underscores; compared without case, kept as given (spec/node.md §18)."""
@@ -26,7 +44,7 @@ class EnvironmentSetting(BatchModel):
 class MetadataItem(BatchModel):
     """One name-value pair that Batch keeps and does not read."""
 
-    name: str
+    name: Annotated[str, StringConstraints(min_length=1)]
     value: str
 
 

@@ -108,6 +108,14 @@ async def answer(
         reply = await serve(request, request_id, caller)
     except BatchError as error:
         return _refusal(context, request, request_id, error)
+    except web.HTTPException:
+        raise
+    except Exception as error:
+        if request.writer.output_size:
+            # an answer has begun: its connection can only be broken off, which aiohttp does
+            raise
+        _log.exception("internal_error", method=request.method, request_id=request_id)
+        return _refusal(context, request, request_id, _internal_error(error))
     if isinstance(reply, web.StreamResponse):
         return reply
     body = None if reply.body is None else orjson.dumps(reply.body)
@@ -172,6 +180,12 @@ async def _read_body(request: web.Request) -> bytes:
         # a Content-Encoding that is not true, or a chunk that is none
         raise refusal("InvalidRequestBody", ("Reason", "The body cannot be decoded.")) from error
     return bytes(body)
+
+
+def _internal_error(error: Exception) -> BatchError:
+    """Return the last resort: clients learn the kind of what is wrong with the service, the log has the rest."""
+    text = "Server encountered an internal error. Please try again after some time."
+    return BatchError(500, "InternalError", text, (("Kind", type(error).__name__),))
 
 
 def _too_large() -> BatchError:

@@ -115,7 +115,7 @@ async def get_job(call: Call) -> Reply:
 
 async def patch_job(call: Call) -> Reply:
     """Replace the properties that the body names."""
-    patch = parse(JobPatch, json_object(call.body))
+    patch = parse(JobPatch, json_object(call.body), loose=call.context.loose)
     if patch.network_configuration is not None:
         raise unsupported_property("networkConfiguration", "this version of nodeagent does not support it")
     now = call.context.clock()
@@ -124,7 +124,7 @@ async def patch_job(call: Call) -> Reply:
 
 async def update_job(call: Call) -> Reply:
     """Replace all updatable properties."""
-    update = parse(JobUpdate, json_object(call.body))
+    update = parse(JobUpdate, json_object(call.body), loose=call.context.loose)
     now = call.context.clock()
     return await _change(call, 200, lambda tx, job_id: lifecycle.update_job(tx, job_id, update, now))
 
