@@ -1,5 +1,6 @@
 """Where the local stack keeps what it knows, below one folder.
 
+<state_dir>/nodes.count         how many nodes there might be at the last start
 <state_dir>/service/            database, event log and node key of the service
 <state_dir>/nodes/<node>/state/ the agent's records (0700)
 <state_dir>/nodes/<node>/root/  AZ_BATCH_NODE_ROOT_DIR
@@ -50,6 +51,17 @@ class Folders:
         """Return every node that has ever lived here, also those that the present settings do not ask for."""
         nodes = self.state_dir / "nodes"
         return [self.node(entry.name) for entry in sorted(nodes.iterdir())] if nodes.is_dir() else []
+
+    def remember_nodes(self, count: int) -> bool:
+        """Note how many nodes there may be; tell whether there might be another number before, or nobody knows."""
+        path = self.state_dir / "nodes.count"
+        text = f"{count}\n"
+        if path.exists() and path.read_text() == text:
+            return False
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+        return True
 
     def make(self, node_ids: list[str], *, users: bool = False) -> None:
         """Make the folders, with `users` so that other users get through to the nodes' roots (and see nothing else).

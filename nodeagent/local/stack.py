@@ -12,13 +12,16 @@ from typing import Self
 import structlog
 
 from nodeagent.local.agent_process import AgentProcess
+from nodeagent.local.allocation import Allocation
 from nodeagent.local.client import BatchClient
 from nodeagent.local.errors import NotReadyError
+from nodeagent.local.fleet import Fleet
 from nodeagent.local.folders import Folders
 from nodeagent.local.leftovers import end_tasks
 from nodeagent.model.enums import NodeState
 from nodeagent.model.pool import PoolCreate
 from nodeagent.service.app import Service
+from nodeagent.service.lifecycle.names import ALLOCATION
 from nodeagent.service.settings import ServiceSettings
 
 log = structlog.get_logger(__name__)
@@ -63,9 +66,9 @@ class Stack:
         self.plan = plan
         self.folders = Folders(plan.state_dir)
         self.detach_tasks = False
-        self._agents: list[AgentProcess] = []
+        self._fleet = Fleet(self._agent, self._tell_of_room)
         self._exit = AsyncExitStack()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._allocating: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._client: BatchClient | None = None
         self._hurry = asyncio.Event()
@@ -75,7 +78,15 @@ class Stack:
         """URL of the Batch REST API."""
         if self._service is None:
             raise RuntimeError("the stack has not started")
-        return f"http://127.0.0.1:{self._service.port}"
+        scheme = "https" if self.plan.service.serves_tls else "http"
+        return f"{scheme}://127.0.0.1:{self._service.port}"
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The certificate (PEM) of the authority that clients must trust; None for plain HTTP."""
+        if self._service is None:
+            raise RuntimeError("the stack has not started")
+        return self._service.ca_file
 
     @property
     def client(self) -> BatchClient:
@@ -101,40 +112,46 @@ class Stack:
     async def _start(self) -> None:
         settings = self.plan.service
         self._service = await self._exit.enter_async_context(Service(settings))
-        client = BatchClient(self.endpoint, settings.account, settings.key.get_secret_value())
+        client = BatchClient(self.endpoint, settings.account, settings.key.get_secret_value(), self.ca_file)
         self._client = await self._exit.enter_async_context(client)
         await self._service.ensure_pool(self._pool())
-        for node_id in self.plan.node_ids:
-            agent = AgentProcess(node_id, self._agent_arguments(node_id), self.folders.node(node_id).log)
-            self._agents.append(agent)
-            self._keepers.append(asyncio.create_task(agent.run(), name=f"agent {node_id}"))
+        allocation = Allocation(self._service, self.plan.pool_id, self.plan.node_ids, self._fleet)
+        await allocation.begin(anew=await asyncio.to_thread(self.folders.remember_nodes, self.plan.nodes))
+        self._allocating = asyncio.create_task(allocation.keep(), name="allocation")
+        self._fleet.watch(self._allocating)
         await self._until_ready()
 
     async def until_broken(self) -> None:
         """Wait until an agent has ended for good. Raises AgentEndedError then; else it waits for ever."""
-        done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_EXCEPTION)
-        for keeper in done:
-            keeper.result()
-        await asyncio.Event().wait()  # every node has been removed by somebody: nothing is broken
+        await self._fleet.until_broken()
 
     def hurry(self) -> None:
         """Make `close` kill agents and tasks instead of asking them, also if it is under way."""
         self._hurry.set()
-        for agent in self._agents:
-            agent.kill()
+        self._fleet.kill()
 
     async def close(self) -> None:
         """Stop everything; with an ephemeral plan nothing remains."""
         try:
-            await asyncio.gather(*(agent.stop(_STOP_SECONDS) for agent in self._agents))
-            await asyncio.gather(*self._keepers, return_exceptions=True)
-            if self._agents and not self.detach_tasks:
+            if self._allocating is not None:
+                self._allocating.cancel()
+                await asyncio.gather(self._allocating, return_exceptions=True)
+            await self._fleet.stop(_STOP_SECONDS)
+            if self._fleet.has_begun and not self.detach_tasks:
                 state_dirs = [node.state for node in self.folders.known_nodes()]
                 await end_tasks(state_dirs, grace_seconds=_GRACE_SECONDS, hurry=self._hurry)
         finally:
             await self._exit.aclose()
         if self.plan.ephemeral:
             await asyncio.to_thread(shutil.rmtree, self.plan.state_dir)
+
+    def _agent(self, node_id: str) -> AgentProcess:
+        return AgentProcess(node_id, self._agent_arguments(node_id), self.folders.node(node_id).log)
+
+    def _tell_of_room(self) -> None:
+        """A node's id is free again: the pool may want it back."""
+        if self._service is not None:
+            self._service.signals.publish((ALLOCATION,))
 
     def _agent_arguments(self, node_id: str) -> list[str]:
         node = self.folders.node(node_id)
@@ -146,6 +163,7 @@ class Stack:
             f"--state-dir={node.state}",
             f"--root={node.root}",
             f"--node-key-file={self.folders.node_key}",
+            *(() if self.ca_file is None else (f"--service-ca-file={self.ca_file}",)),
             *self.plan.agent_options,
         ]
 
@@ -158,14 +176,14 @@ class Stack:
         )
 
     async def _until_ready(self) -> None:
-        """Wait until every node is idle or running. Raises NotReadyError, AgentEndedError."""
+        """Wait until every node that has begun is idle or running. Raises NotReadyError, AgentEndedError."""
         broken = asyncio.create_task(self.until_broken())
         ready = asyncio.create_task(self._poll_nodes())
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await asyncio.wait((broken, ready), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            logs = ", ".join(str(self.folders.node(node_id).log) for node_id in self.plan.node_ids)
+            logs = ", ".join(str(self.folders.node(node_id).log) for node_id in sorted(self._fleet.node_ids))
             raise NotReadyError(f"the nodes are not ready after {READY_SECONDS:.0f} s; see {logs}") from None
         finally:
             for task in (broken, ready):
@@ -177,7 +195,7 @@ class Stack:
                 task.result()
 
     async def _poll_nodes(self) -> None:
-        wanted, pause = set(self.plan.node_ids), 0.02
+        wanted, pause = self._fleet.node_ids, 0.02
         while True:
             nodes = await self.client.list_nodes(self.plan.pool_id)
             if wanted <= {node["id"] for node in nodes if node["state"] in _READY_STATES}:

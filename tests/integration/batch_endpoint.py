@@ -115,16 +115,16 @@ def service_thread(state_dir: Path, root: Path) -> Iterator[BatchEndpoint]:
 
 
 @contextmanager
-def local_stack(state_dir: Path) -> Iterator[BatchEndpoint]:
-    """Run `nodeagent up`: the service and a real agent, as a user would."""
+def local_stack(state_dir: Path, *options: str) -> Iterator[BatchEndpoint]:
+    """Run `nodeagent up`: the service and real agents, as a user would; the endpoint names the first node."""
     command = [sys.executable, "-m", "nodeagent", "up", "--port", "0", "--slots", "4", "--state-dir", str(state_dir)]
-    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, *options, "--json"], stdout=subprocess.PIPE, text=True) as process:
         try:
             ready = json.loads(_first_line(process))
             endpoint = BatchEndpoint(ready["endpoint"], ready["account"], ready["key"], ready["pool"], "")
             with BatchClient(endpoint.url, endpoint.credential()) as client:
-                (node,) = eventually(lambda: list(client.list_nodes(ready["pool"])), bool)
-            yield replace(endpoint, node_id=str(node.id))
+                nodes = eventually(lambda: list(client.list_nodes(ready["pool"])), bool)
+            yield replace(endpoint, node_id=str(nodes[0].id))
         finally:
             process.send_signal(signal.SIGINT)
             try:

@@ -84,6 +84,8 @@ def settle_allocation(tx: Transaction, pool_id: str, now: datetime) -> None:
     enough = pool.current_dedicated_nodes >= pool.spec.target_dedicated_nodes
     if enough and pool.current_low_priority_nodes >= pool.spec.target_low_priority_nodes:
         pools.set_steady(tx, pool.num, (), now)
+    else:
+        tx.signal(ALLOCATION)
 
 
 def expire_resize(tx: Transaction, pool: PoolRow, now: datetime) -> None:
