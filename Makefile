@@ -59,11 +59,12 @@ format: $(VENV)/.dev ## let ruff fix and format
 	$(BIN)/ruff format .
 
 .PHONY: test-tools
-test-tools: $(VENV)/.dev ## Debian packages, a base system and wheels for the system tests
+test-tools: $(VENV)/.dev ## Debian packages, a base system, wheels, and other programs that the tests drive
 	scripts/debian-packages $(TEST_PACKAGES)
 	scripts/debian-rootfs
 	scripts/wheelhouse build/wheels
 	scripts/azurite
+	scripts/clients
 
 .PHONY: test
 test: test-tools ## all tests: unit, integration, faults
