@@ -4,7 +4,8 @@ from typing import Any
 
 from nodeagent.model.base import BatchModel
 
-_SECRETS = frozenset({"password", "sshPrivateKey", "accountKey", "sasKey"})
+SECRETS = frozenset({"password", "sshPrivateKey", "accountKey", "sasKey"})
+"""Names of properties that are never shown."""
 
 
 def property_names(model: type[BatchModel]) -> frozenset[str]:
@@ -15,7 +16,7 @@ def property_names(model: type[BatchModel]) -> frozenset[str]:
 def without_secrets(value: Any) -> Any:  # noqa: ANN401 - JSON is anything
     """Return JSON without the passwords and keys that Batch takes and never gives back (spec/rest.md §3.3)."""
     if isinstance(value, dict):
-        return {name: without_secrets(item) for name, item in value.items() if name not in _SECRETS}
+        return {name: without_secrets(item) for name, item in value.items() if name not in SECRETS}
     if isinstance(value, list):
         return [without_secrets(item) for item in value]
     return value
