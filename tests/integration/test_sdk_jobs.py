@@ -305,8 +305,8 @@ def test_what_is_not_built_is_refused_by_name(client: Sdk, job_id: str, batch_en
     refused = refusal(lambda: client.create_job(models.BatchJobCreateOptions(id=job_id, pool_info=auto_pool)))
     assert refused.error.code == "UnsupportedProperty"
     assert "autoPoolSpecification" in str([detail.message for detail in refused.error.details])
-    operation = refusal(lambda: list(client.list_job_schedules()))
+    operation = refusal(lambda: list(client.list_node_extensions(POOL, batch_endpoint.node_id)))
     assert operation.status_code == 400
-    assert "JobSchedules_ListJobSchedules is not supported" in str(operation)
+    assert "Nodes_ListNodeExtensions is not supported" in str(operation)
     with BatchClient(batch_endpoint.url, batch_endpoint.credential(), api_version="2099-01-01") as newer:
         assert refusal(lambda: newer.get_job(job_id)).error.code == "UnsupportedRequestVersion"

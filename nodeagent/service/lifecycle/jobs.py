@@ -10,7 +10,7 @@ from nodeagent.service import work
 from nodeagent.service.errors import BatchError, invalid_property, refusal
 from nodeagent.service.lifecycle import dispatch, giving_up
 from nodeagent.service.lifecycle.names import DEADLINES, PURGE, SCHEDULE
-from nodeagent.service.store import attempts, counts, dependencies, job_nodes, jobs, nodes, tasks
+from nodeagent.service.store import attempts, counts, dependencies, job_nodes, job_schedules, jobs, nodes, tasks
 from nodeagent.service.store.attempts import TASK_KINDS
 from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
@@ -50,9 +50,11 @@ def require_open(job: JobRow) -> None:
 
 
 def create_job(tx: Transaction, spec: JobCreate, now: datetime) -> JobRow:
-    """Add a job, with its job manager task if it has one. Raises JobExists."""
+    """Add a job, with its job manager task if it has one. Raises JobExists, JobScheduleWithSameIdExists."""
     if jobs.get(tx, spec.id) is not None:
         raise refusal("JobExists")
+    if job_schedules.get(tx, spec.id) is not None:
+        raise refusal("JobScheduleWithSameIdExists")
     num = jobs.insert(tx, spec, _pool_id(spec.pool_info), _deadline(spec.constraints, now), now)
     if spec.job_manager_task is not None:
         manager = work.task_of_manager(spec.job_manager_task)
@@ -263,6 +265,7 @@ def _finish(tx: Transaction, job: JobRow, now: datetime) -> None:
         dispatch.end_session(tx, job, row)
     if job.state is JobState.TERMINATING:
         jobs.set_completed(tx, job.num, now)
+        _wake_schedule(tx, job)
         return
     for node_num in attempts.nodes_of_job(tx, job.num):
         dispatch.remove_files(tx, job.id, node_num)
@@ -288,8 +291,19 @@ def purge(tx: Transaction, job_num: int) -> bool:
         removed += dependencies.delete_some(tx, job_num, _PURGE_ROWS - removed)
     if removed == _PURGE_ROWS:
         return False
+    job = jobs.by_num(tx, job_num)
     jobs.delete(tx, job_num)
+    if job is not None:
+        _wake_schedule(tx, job)
     return True
+
+
+def _wake_schedule(tx: Transaction, job: JobRow) -> None:
+    """Let the schedule that made a job go on, now that the job has ended or is gone (job_schedules.py)."""
+    schedule_id = job_schedules.schedule_of(job.id)
+    if schedule_id is not None:
+        job_schedules.wake_now(tx, schedule_id)
+        tx.signal(DEADLINES)
 
 
 def _same_pool(one: PoolInfo, other: PoolInfo) -> bool:

@@ -38,6 +38,14 @@ class Links:
         """Return the URL of a job."""
         return f"{self.base}/jobs/{_segment(job_id)}"
 
+    def job_schedules(self) -> str:
+        """Return the URL of the list of job schedules."""
+        return f"{self.base}/jobschedules"
+
+    def job_schedule(self, schedule_id: str) -> str:
+        """Return the URL of a job schedule."""
+        return f"{self.base}/jobschedules/{_segment(schedule_id)}"
+
     def tasks(self, job_id: str) -> str:
         """Return the URL of the list of a job's tasks."""
         return f"{self.job(job_id)}/tasks"

@@ -12,7 +12,7 @@ from nodeagent.service.app_keys import DATABASE, SETTINGS, TASK_TOKENS, TRANSFER
 from nodeagent.service.rest.auth import Authenticator
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
-from nodeagent.service.rest.handlers import applications, files, jobs, nodes, pools, tasks
+from nodeagent.service.rest.handlers import applications, files, job_schedules, jobs, nodes, pools, tasks
 from nodeagent.service.rest.node_files import NodeFiles
 
 _POOL = "/pools/{pool_id}"
@@ -107,25 +107,35 @@ TASK_OPERATIONS = (
     Operation("DELETE", f"{_TASK}/files/{{path...}}", "Tasks_DeleteTaskFile", files.delete_task_file),
 )
 
+JOB_SCHEDULE_OPERATIONS = (
+    Operation("POST", "/jobschedules", "JobSchedules_CreateJobSchedule", job_schedules.add_schedule),
+    Operation("GET", "/jobschedules", "JobSchedules_ListJobSchedules", job_schedules.list_schedules),
+    Operation("HEAD", _SCHEDULE, "JobSchedules_JobScheduleExists", job_schedules.schedule_exists),
+    Operation("GET", _SCHEDULE, "JobSchedules_GetJobSchedule", job_schedules.get_schedule),
+    Operation("PATCH", _SCHEDULE, "JobSchedules_UpdateJobSchedule", job_schedules.patch_schedule),
+    Operation("PUT", _SCHEDULE, "JobSchedules_ReplaceJobSchedule", job_schedules.update_schedule),
+    Operation("DELETE", _SCHEDULE, "JobSchedules_DeleteJobSchedule", job_schedules.delete_schedule),
+    Operation("POST", f"{_SCHEDULE}/disable", "JobSchedules_DisableJobSchedule", job_schedules.disable_schedule),
+    Operation("POST", f"{_SCHEDULE}/enable", "JobSchedules_EnableJobSchedule", job_schedules.enable_schedule),
+    Operation("POST", f"{_SCHEDULE}/terminate", "JobSchedules_TerminateJobSchedule", job_schedules.terminate_schedule),
+    Operation("GET", f"{_SCHEDULE}/jobs", "Jobs_ListJobsFromSchedule", job_schedules.list_jobs),
+)
+
 OTHER_OPERATIONS = (
-    Operation("POST", "/jobschedules", "JobSchedules_CreateJobSchedule"),
-    Operation("GET", "/jobschedules", "JobSchedules_ListJobSchedules"),
-    Operation("HEAD", _SCHEDULE, "JobSchedules_JobScheduleExists"),
-    Operation("GET", _SCHEDULE, "JobSchedules_GetJobSchedule"),
-    Operation("PATCH", _SCHEDULE, "JobSchedules_UpdateJobSchedule"),
-    Operation("PUT", _SCHEDULE, "JobSchedules_ReplaceJobSchedule"),
-    Operation("DELETE", _SCHEDULE, "JobSchedules_DeleteJobSchedule"),
-    Operation("POST", f"{_SCHEDULE}/disable", "JobSchedules_DisableJobSchedule"),
-    Operation("POST", f"{_SCHEDULE}/enable", "JobSchedules_EnableJobSchedule"),
-    Operation("POST", f"{_SCHEDULE}/terminate", "JobSchedules_TerminateJobSchedule"),
-    Operation("GET", f"{_SCHEDULE}/jobs", "Jobs_ListJobsFromSchedule"),
     Operation("GET", "/applications", "Applications_ListApplications", applications.list_applications),
     Operation("GET", "/applications/{application_id}", "Applications_GetApplication", applications.get_application),
     Operation("POST", "/certificates", "Certificates_AddCertificate"),
     Operation("GET", "/certificates", "Certificates_ListCertificates"),
 )
 
-OPERATIONS = POOL_OPERATIONS + NODE_OPERATIONS + JOB_OPERATIONS + TASK_OPERATIONS + OTHER_OPERATIONS
+OPERATIONS = (
+    *POOL_OPERATIONS,
+    *NODE_OPERATIONS,
+    *JOB_OPERATIONS,
+    *TASK_OPERATIONS,
+    *JOB_SCHEDULE_OPERATIONS,
+    *OTHER_OPERATIONS,
+)
 """Every operation of the Batch API, served or refused."""
 
 

@@ -307,7 +307,30 @@ _DEDICATED = """
 ALTER TABLE nodes ADD COLUMN is_dedicated INTEGER NOT NULL DEFAULT 1;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES, _PREEMPTION, _DEDICATED)
+_JOB_SCHEDULES = """
+CREATE TABLE job_schedules (
+    num INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    id TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    do_not_run_until INTEGER,
+    do_not_run_after INTEGER,
+    state TEXT NOT NULL,
+    state_time INTEGER NOT NULL,
+    previous_state TEXT,
+    previous_state_time INTEGER,
+    created INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
+    ended INTEGER,
+    last_number INTEGER NOT NULL DEFAULT 0,
+    last_run INTEGER,
+    wake INTEGER,
+    force INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX job_schedules_to_wake ON job_schedules (wake) WHERE wake IS NOT NULL;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES, _PREEMPTION, _DEDICATED, _JOB_SCHEDULES)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

@@ -34,6 +34,17 @@ class Used:
 
 
 @dataclass(frozen=True, slots=True)
+class UsedBySchedule:
+    """What the tasks of a schedule's jobs used, of the jobs that are still there, and how they ended."""
+
+    used: Used
+    retries: int
+    waited: timedelta
+    succeeded: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class UsedByJob:
     """What the tasks of a job used, how often they were retried, and how long they waited for their starts."""
 
@@ -76,3 +87,26 @@ def of_job(tx: Transaction, job_num: int) -> UsedByJob | None:
         (job_num,),
     )[0]
     return UsedByJob(_used(row), int(retries), timedelta(microseconds=waited))
+
+
+def of_schedule(tx: Transaction, first_key: str, end_key: str) -> UsedBySchedule | None:
+    """Return what the tasks of the jobs with keys from `first_key` to before `end_key` used; None if none has ended."""
+    keys = (first_key, end_key)
+    row = tx.one(
+        f"SELECT {_SUMS} FROM jobs j JOIN attempts a ON a.job_num = j.num"  # noqa: S608
+        f" WHERE j.key >= ? AND j.key < ? AND {_COUNTED}",
+        keys,
+    )
+    if row is None or row[-1] is None:
+        return None
+    retries, waited = tx.execute(
+        "SELECT coalesce(sum(t.retry_count), 0), coalesce(sum(t.start_time - t.created), 0)"
+        " FROM jobs j JOIN tasks t ON t.job_num = j.num WHERE j.key >= ? AND j.key < ?",
+        keys,
+    )[0]
+    succeeded, failed = tx.execute(
+        "SELECT coalesce(sum(c.succeeded), 0), coalesce(sum(c.failed), 0)"
+        " FROM jobs j JOIN job_counts c ON c.job_num = j.num WHERE j.key >= ? AND j.key < ?",
+        keys,
+    )[0]
+    return UsedBySchedule(_used(row), int(retries), timedelta(microseconds=waited), int(succeeded), int(failed))

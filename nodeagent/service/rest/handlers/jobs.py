@@ -26,9 +26,16 @@ from nodeagent.service.rest.shapes.job import PROPERTIES, job_shape
 from nodeagent.service.rest.shapes.statistics import job_statistics
 from nodeagent.service.rest.shapes.status import PROPERTIES as STATUS_PROPERTIES
 from nodeagent.service.rest.shapes.status import status_form
-from nodeagent.service.rest.validate import json_object, parse, refuse_faults, refuse_unsupported, unsupported_property
+from nodeagent.service.rest.validate import (
+    invalid_property,
+    json_object,
+    parse,
+    refuse_faults,
+    refuse_unsupported,
+    unsupported_property,
+)
 from nodeagent.service.rest.versions import has_nested_task_counts
-from nodeagent.service.store import counts, job_nodes, jobs, statistics
+from nodeagent.service.store import counts, job_nodes, job_schedules, jobs, statistics
 from nodeagent.service.store.counts import JobCounts
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.job_nodes import JobNodeRow
@@ -56,7 +63,8 @@ class Shown:
         return entity
 
 
-def _shown(tx: Transaction, row: JobRow, *, stats: bool) -> Shown:
+def shown_job(tx: Transaction, row: JobRow, *, stats: bool) -> Shown:
+    """Return what is shown of a job."""
     used = statistics.of_job(tx, row.num) if stats else None
     return Shown(row, None if used is None else (used, counts.get(tx, row.num)))
 
@@ -80,6 +88,8 @@ async def add_job(call: Call) -> Reply:
     """Add a job; its pool need not exist."""
     body = json_object(call.body)
     spec = parse(JobCreate, body)
+    if job_schedules.schedule_of(spec.id) is not None:
+        raise invalid_property("id", spec.id, "only a job schedule makes jobs with a colon in their ids")
     ignored = refuse_unsupported(unsupported_job(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", job=spec.id, properties=ignored)
@@ -97,7 +107,7 @@ async def list_jobs(call: Call) -> Reply:
 
     def fetch(tx: Transaction, page: Page) -> list[Shown]:
         rows = jobs.page(tx, after=page.after, limit=page.limit, where=page.where)
-        return [_shown(tx, row, stats=stats) for row in rows]
+        return [shown_job(tx, row, stats=stats) for row in rows]
 
     now = call.context.clock()
     return await JOBS.reply(call, call.links.jobs(), fetch, lambda shown: shown.shape(call.links, now))
@@ -106,7 +116,7 @@ async def list_jobs(call: Call) -> Reply:
 async def get_job(call: Call) -> Reply:
     """Show one job."""
     job_id, stats = call.variables["job_id"], expands_stats(call.query)
-    shown = await call.database.read(lambda tx: _shown(tx, lifecycle.require(tx, job_id), stats=stats))
+    shown = await call.database.read(lambda tx: shown_job(tx, lifecycle.require(tx, job_id), stats=stats))
     row = shown.job
     call.condition.check(row.etag, row.modified)
     body = entity_reply(call, "jobs", shown.shape(call.links, call.context.clock()), PROPERTIES)

@@ -6,8 +6,9 @@ from typing import Any
 from nodeagent.model.statistics import JobStatistics, OwnStatistics, TaskStatistics
 from nodeagent.service.rest.links import Links
 from nodeagent.service.store.counts import JobCounts
+from nodeagent.service.store.job_schedules import JobScheduleRow
 from nodeagent.service.store.jobs import JobRow
-from nodeagent.service.store.statistics import Used, UsedByJob
+from nodeagent.service.store.statistics import Used, UsedByJob, UsedBySchedule
 from nodeagent.service.store.tasks import TaskRow
 
 _GIB = 1 << 30
@@ -28,6 +29,19 @@ def job_statistics(links: Links, job: JobRow, found: UsedByJob, counted: JobCoun
         wait_time=max(timedelta(0), found.waited),
         num_succeeded_tasks=counted.tasks.succeeded,
         num_failed_tasks=counted.tasks.failed,
+        num_task_retries=found.retries,
+        **_resources(found.used),
+    ).to_wire()
+
+
+def job_schedule_statistics(links: Links, schedule: JobScheduleRow, found: UsedBySchedule) -> dict[str, Any]:
+    """Return the `stats` of a job schedule."""
+    return JobStatistics(
+        url=links.job_schedule(schedule.id),
+        start_time=schedule.created,
+        wait_time=max(timedelta(0), found.waited),
+        num_succeeded_tasks=found.succeeded,
+        num_failed_tasks=found.failed,
         num_task_retries=found.retries,
         **_resources(found.used),
     ).to_wire()
