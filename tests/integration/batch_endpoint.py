@@ -27,6 +27,7 @@ from tests.integration.scripted_node import scripted_node
 
 ACCOUNT = "devaccount"
 KEY = base64.b64encode(b"the key of a test's account").decode()
+TOKEN = "let-me-in"
 POOL = "local"
 NODE = "node1"
 
@@ -83,7 +84,9 @@ def service_thread(state_dir: Path, root: Path) -> Iterator[BatchEndpoint]:
     started: asyncio.Future[BatchEndpoint] = loop.create_future()
 
     async def serve() -> None:
-        settings = ServiceSettings(port=0, account=ACCOUNT, key=SecretStr(KEY), state_dir=state_dir)
+        settings = ServiceSettings(
+            port=0, account=ACCOUNT, key=SecretStr(KEY), bearer_token=SecretStr(TOKEN), state_dir=state_dir
+        )
         async with Service(settings) as service:
             await service.ensure_pool(PoolCreate(id=POOL, vm_size="standard_d2_v2", task_slots_per_node=4))
             async with scripted_node(service.url, service.node_key, root, pool_id=POOL, node_id=NODE):
