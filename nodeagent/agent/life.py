@@ -1,6 +1,7 @@
 """One life of the agent: who it is, what it finds, whom it talks to, until it is stopped or given a command."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -82,8 +83,9 @@ async def live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Eve
     log.info("agent starts", node=identity.node_id, epoch=identity.epoch, state_dir=str(state.path), boot=boot.id)
     uids = _uids(settings, directories)
     files = FileServer(layout, settings.file_server_host, settings.file_server_port, settings.advertise_host)
+    trust = await asyncio.to_thread(_service_trust, settings)
     client = ServiceClient(
-        settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds
+        settings.service, key, call_seconds=settings.call_seconds, retry_seconds=settings.retry_seconds, trust=trust
     )
     attempts = Attempts()
     async with (
@@ -92,7 +94,7 @@ async def live(settings: AgentSettings, state: StateDirectory, stop: asyncio.Eve
         _opened_runtime(settings, state, attempts, given) as (runtime, boundaries),
         files.serving() as address,
         client.connected(),
-        opened_transfers(settings, layout, database, key) as transfers,
+        opened_transfers(settings, layout, database, key, trust) as transfers,
         asyncio.TaskGroup() as tasks,
     ):
         stored = await database.write(recovery.load)
@@ -253,6 +255,18 @@ def _node_key(settings: AgentSettings) -> str:
     if not key:
         raise UnwritableError(f"the node key file {path} is empty")
     return key
+
+
+def _service_trust(settings: AgentSettings) -> ssl.SSLContext | None:
+    """Return which certificates of the service are good; None for those that the system trusts. Reads a file."""
+    path = settings.service_ca_file
+    if path is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        why = "it holds no certificate (PEM)" if isinstance(error, ssl.SSLError) else error.strerror
+        raise UnwritableError(f"service_ca_file {path} cannot be used: {why}") from error
 
 
 @asynccontextmanager

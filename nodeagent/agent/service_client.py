@@ -6,6 +6,7 @@ answered. Fenced and refused agents end by FencedError and RefusedError.
 
 import asyncio
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -49,13 +50,25 @@ class TooLarge(Exception):  # noqa: N818 - a situation that passes, not a fault
 
 
 class ServiceClient:
-    """Calls with the node's key. One HTTP session, connections kept alive."""
+    """Calls with the node's key. One HTTP session, connections kept alive.
 
-    def __init__(self, url: str, node_key: str, *, call_seconds: float, retry_seconds: float) -> None:
+    `trust` says which certificates of an https service are good; without it those that the system trusts.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        node_key: str,
+        *,
+        call_seconds: float,
+        retry_seconds: float,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self._prefix = url.rstrip("/") + PREFIX
         self._headers = {"Authorization": f"Bearer {node_key}", "Content-Type": "application/json"}
         self._call_seconds = call_seconds
         self._retry_seconds = retry_seconds
+        self._trust = trust
         self._session: aiohttp.ClientSession | None = None
         self.when_pool_gone: Callable[[], object] = lambda: None
         """Called whenever the service says that there is no such pool."""
@@ -63,7 +76,8 @@ class ServiceClient:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator["ServiceClient"]:
         """Hold the HTTP session open."""
-        async with aiohttp.ClientSession(headers=self._headers, auto_decompress=True) as session:
+        connector = aiohttp.TCPConnector(ssl=True if self._trust is None else self._trust)
+        async with aiohttp.ClientSession(headers=self._headers, connector=connector, auto_decompress=True) as session:
             self._session = session
             try:
                 yield self

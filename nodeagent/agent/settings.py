@@ -19,6 +19,8 @@ class AgentSettings(BaseModel):
 
     service: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+(/.*)?$")] = "http://127.0.0.1:8190"
     """URL of the service that gives this node its work, e.g. `http://10.0.0.5:8190`."""
+    service_ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that an https `service` may be signed by; default: the system's."""
     node_key_file: Path | None = None
     """File with the key that nodes show to the service (one line); required unless `node_key` is given."""
     node_key: SecretStr | None = None
@@ -129,6 +131,8 @@ class AgentSettings(BaseModel):
     def _consistent(self) -> Self:
         if (self.node_key is None) == (self.node_key_file is None):
             raise ValueError("exactly one of node_key_file and node_key must be given")
+        if self.service_ca_file is not None and not self.service.startswith("https:"):
+            raise ValueError("service_ca_file needs a service whose URL begins with https:")
         first, last = self.uid_range
         if last - first < self.slots:
             raise ValueError("uid_range must have a uid for the pool's auto user and one for each slot, lowest first")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -52,9 +53,12 @@ class Transfers:
 
 @asynccontextmanager
 async def opened_transfers(
-    settings: AgentSettings, layout: NodeLayout, database: Database, node_key: str
+    settings: AgentSettings, layout: NodeLayout, database: Database, node_key: str, trust: ssl.SSLContext | None
 ) -> AsyncIterator[Transfers]:
-    """Hold them open for the `with` block. Raises OSError for folders that cannot be made."""
+    """Hold them open for the `with` block. Raises OSError for folders that cannot be made.
+
+    `trust` says which certificates of the service are good; None means those that the system trusts.
+    """
     limits = TransferSettings(
         transfers=settings.transfers,
         range_bytes=settings.range_bytes,
@@ -66,7 +70,13 @@ async def opened_transfers(
     downloads = Downloads(limits, _private(layout.volatile / "staging"), identities.token)
     output_files = OutputFiles(limits, identities.token, hit=failpoints.hit)
     installer = PackageInstaller(
-        limits, layout.applications, settings.service, node_key, settings.package_bytes, reached=failpoints.hit
+        limits,
+        layout.applications,
+        settings.service,
+        node_key,
+        settings.package_bytes,
+        trust=trust,
+        reached=failpoints.hit,
     )
     packages = Packages(database, installer)
     async with AsyncExitStack() as stack:

@@ -29,6 +29,9 @@ from nodeagent.observe.log import configure
 )
 @click.option("--node-key-file", type=click.Path(path_type=Path), help="File with the key of the service's nodes.")
 @click.option(
+    "--service-ca-file", type=click.Path(path_type=Path), help="Authorities (PEM) that an https service is signed by."
+)
+@click.option(
     "--exit-with-parent", is_flag=True, help="Stop when standard input ends (for programs that start agents)."
 )
 @common

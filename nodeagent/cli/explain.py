@@ -2,36 +2,22 @@
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 import orjson
 
 from nodeagent.cli.exits import STATUS_HELP
-from nodeagent.cli.options import sources
+from nodeagent.cli.service_options import with_service
 from nodeagent.local.client import BatchClient
-from nodeagent.local.settings import LocalSettings
 
 
 @click.command(epilog=STATUS_HELP, short_help="Say why a task, a job or a node is in its state.")
 @click.argument("names", nargs=-1, required=True, metavar="JOB [TASK] | --node POOL NODE")
 @click.option("--node", is_flag=True, help="Explain a node: the names are those of its pool and its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as one JSON document.")
-@click.option("--endpoint", envvar="AZURE_BATCH_ENDPOINT", help="URL of the service; else $AZURE_BATCH_ENDPOINT.")
-@click.option("--account", envvar="AZURE_BATCH_ACCOUNT", help="Name of the account; else $AZURE_BATCH_ACCOUNT.")
-@click.option("--key", envvar="AZURE_BATCH_ACCESS_KEY", help="Key of the account; else $AZURE_BATCH_ACCESS_KEY.")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML).")
-def explain(
-    names: tuple[str, ...],
-    endpoint: str | None,
-    account: str | None,
-    key: str | None,
-    config: Path | None,
-    *,
-    node: bool,
-    as_json: bool,
-) -> None:
+@with_service
+def explain(names: tuple[str, ...], client: BatchClient, *, node: bool, as_json: bool) -> None:
     """Say why a task, a job or a node is in its state, and what would change it.
 
     The reasons of a task that waits are those that the scheduler had. Without further options it asks the
@@ -44,8 +30,6 @@ def explain(
       nodeagent explain --node local node1  what the node runs, and why it gets nothing
     """  # noqa: D301 - \b is click's mark for text that keeps its lines
     path = _path(names, node=node)
-    local = sources(config).section("local", LocalSettings, {"account": account, "key": key}).build()
-    client = BatchClient(endpoint or f"http://127.0.0.1:{local.port}", local.account, local.key.get_secret_value())
     explanation = asyncio.run(_ask(client, path))
     click.echo(orjson.dumps(explanation, option=orjson.OPT_INDENT_2).decode() if as_json else _text(explanation))
 

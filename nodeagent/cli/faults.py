@@ -43,16 +43,19 @@ def _system(error: OSError) -> tuple[str | None, int]:
 
 def _ours(error: BaseException) -> tuple[str | None, int]:
     # imported here: a command that never starts a service need not load one
-    from nodeagent.local.client import ServiceError, ServiceUnreachableError  # noqa: PLC0415
+    from nodeagent.local.client import CaFileError, ServiceError, ServiceUnreachableError  # noqa: PLC0415
     from nodeagent.local.errors import AgentEndedError, FolderError, FolderUsedError, NotReadyError  # noqa: PLC0415
     from nodeagent.service.state_dir import StateInUseError  # noqa: PLC0415
     from nodeagent.service.store.migrations import NewerDatabaseError  # noqa: PLC0415
+    from nodeagent.service.tls import CertificateError  # noqa: PLC0415
 
     if isinstance(error, AgentEndedError):
         return str(error), error.status
     statuses: dict[type[BaseException], Exit] = {
         FolderError: Exit.UNWRITABLE,
         FolderUsedError: Exit.USAGE,
+        CaFileError: Exit.USAGE,
+        CertificateError: Exit.USAGE,
         NotReadyError: Exit.INTERNAL,
         StateInUseError: Exit.STATE_IN_USE,
         NewerDatabaseError: Exit.NEWER_STATE,

@@ -58,7 +58,7 @@ def run(
       nodeagent run job.yaml --slots 8 --json > outcome.json
     """  # noqa: D301 - \b is click's mark for text that keeps its lines
     found = sources(config)
-    local = found.section("local", LocalSettings, flags).without("port").build(port=0)
+    local = found.section("local", LocalSettings, flags).without("port", "tls", "no_auth", "trace_http").build(port=0)
     auto_storage = "auto_storage_url" in found.section("service", ServiceSettings).given
     job_file = _read(job, local.pool, loose=loose, auto_storage=auto_storage)
     local = local.model_copy(update={"pool": job_file.pool_id})

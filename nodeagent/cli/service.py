@@ -21,6 +21,11 @@ from nodeagent.service.settings import ServiceSettings
 @click.option("--key", help="Key of the account, base64. NODEAGENT_SERVICE_KEY keeps it out of the process list.")
 @click.option("--state-dir", type=FOLDER, help="Folder of everything that the service keeps.")
 @click.option("--node-key-file", type=click.Path(path_type=Path), help="File with the key that agents show.")
+@click.option("--tls", is_flag=True, default=None, help="Serve HTTPS with a certificate made here.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="Serve HTTPS with this chain (PEM).")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Key (PEM) of --tls-certificate.")
+@click.option("--no-auth", is_flag=True, default=None, help="Ask clients for nothing; only on loopback.")
+@click.option("--trace-http", is_flag=True, default=None, help="Log one line per request.")
 @click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing.")
 @click.option("--loose", is_flag=True, default=None, help="Log unsupported properties instead of refusing them.")
 @common

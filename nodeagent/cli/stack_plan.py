@@ -20,16 +20,30 @@ def plan_of(
 ) -> Plan:
     """Return the plan; with an ephemeral setting the state lies in a new temporary folder.
 
-    What `[local]` decides (address, account, folders) wins over `[service]`; the rest of `[service]` holds. Agents
-    read `[agent]` and their variables themselves; `agent.accounts` is "none" here unless somebody sets it. Raises
-    SettingsError.
+    What `[local]` decides (address, account, folders, TLS, authentication) wins over `[service]`; the rest of
+    `[service]` holds. Agents read `[agent]` and their variables themselves; `agent.accounts` is "none" here unless
+    somebody sets it. Raises SettingsError.
     """
     folder = Path(tempfile.mkdtemp(prefix="nodeagent-")) if local.ephemeral else state_dir.absolute()
     section = found.section("service", ServiceSettings, {"loose": loose}).without(
-        "host", "port", "account", "key", "state_dir", "node_key_file", "ephemeral"
+        "host",
+        "port",
+        "account",
+        "key",
+        "state_dir",
+        "node_key_file",
+        "ephemeral",
+        "tls",
+        "tls_certificate",
+        "tls_key",
+        "no_auth",
+        "trace_http",
     )
     service = section.build(
         port=local.port,
+        tls=local.tls,
+        no_auth=local.no_auth,
+        trace_http=local.trace_http,
         account=local.account,
         key=SecretStr(local.key.get_secret_value()),
         state_dir=Folders(folder).service,

@@ -23,16 +23,16 @@ nodeagent {version}: Azure Batch on this machine
   account   {account}
   key       {key}
   pool      {pool} ({nodes} x {slots} slots)
-  state     {state}
+  state     {state}{authority}
 
 Python (pip install azure-batch):
 
   from azure.batch import BatchClient
   from azure.core.credentials import AzureNamedKeyCredential
-  client = BatchClient("{endpoint}", AzureNamedKeyCredential("{account}", "{key}"))
+  client = BatchClient("{endpoint}", AzureNamedKeyCredential("{account}", "{key}"){verify})
 
 az:
-
+{trust}
   export AZURE_BATCH_ENDPOINT={endpoint}
   export AZURE_BATCH_ACCOUNT={account}
   export AZURE_BATCH_ACCESS_KEY={key}
@@ -50,6 +50,9 @@ az:
 @click.option("--nodes", type=int, help="Number of nodes.  [default: 1]")
 @click.option("--slots", type=int, help="Task slots of each node.  [default: the number of cores]")
 @click.option("--state-dir", type=FOLDER, help="Folder of everything that is kept.")
+@click.option("--tls", is_flag=True, default=None, help="Serve HTTPS; prints the authority to trust.")
+@click.option("--no-auth", is_flag=True, default=None, help="Ask clients for nothing.")
+@click.option("--trace-http", is_flag=True, default=None, help="Log one line per request.")
 @click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing.")
 @click.option("--loose", is_flag=True, default=None, help="Log unsupported properties instead of refusing them.")
 @click.option("--detach-tasks", is_flag=True, help="At the end let tasks run on; the next start takes them over.")
@@ -75,13 +78,14 @@ def up(
     Examples:
       nodeagent up
       nodeagent up --port 0 --ephemeral --json
+      nodeagent up --tls
       nodeagent up --nodes 2 --slots 4 --state-dir ~/batch
     """  # noqa: D301 - \b is click's mark for text that keeps its lines
     found = sources(config)
     local = found.section("local", LocalSettings, flags).build()
     if detach_tasks and local.ephemeral:
         raise click.UsageError("--detach-tasks and --ephemeral exclude each other: nothing would be left to take over")
-    log = log_settings(found, log_level, log_format, "warning")
+    log = log_settings(found, log_level, log_format, "info" if local.trace_http else "warning")
     plan = plan_of(found, local, log, state_dir=local.state_dir, loose=loose)
     configure(log, secrets=plan.service.secrets)
     stack = Stack(plan)
@@ -117,12 +121,24 @@ async def _until_broken(stack: Stack, local: LocalSettings, *, as_json: bool) ->
             "nodes": local.nodes,
             "slots": local.slots,
             "state": str(stack.plan.state_dir),
+            "ca": None if stack.ca_file is None else str(stack.ca_file),
         }
         if as_json:
             click.echo(orjson.dumps(facts).decode())
         else:
-            click.echo(_WELCOME.format(farewell=_farewell(stack), **facts), nl=False)
+            click.echo(_WELCOME.format(farewell=_farewell(stack), **_trust(stack.ca_file), **facts), nl=False)
         await stack.until_broken()
+
+
+def _trust(ca_file: Path | None) -> dict[str, str]:
+    """Return what the welcome says of an authority that clients must be told to trust; nothing for plain HTTP."""
+    if ca_file is None:
+        return {"authority": "", "verify": "", "trust": ""}
+    return {
+        "authority": f"\n  authority {ca_file}",
+        "verify": f', connection_verify="{ca_file}"',
+        "trust": f"\n  export REQUESTS_CA_BUNDLE={ca_file}",
+    }
 
 
 def _farewell(stack: Stack) -> str:

@@ -1,7 +1,10 @@
 """A small client of the Batch REST API, for local mode and for the commands that look at a running service."""
 
+import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlencode
@@ -31,6 +34,10 @@ class ServiceUnreachableError(ConnectionError):
     """Nobody answers at the service's address, or the connection broke."""
 
 
+class CaFileError(ValueError):
+    """The file with the certificates of authorities cannot be used."""
+
+
 class ServiceError(Exception):
     """The service refused a request: HTTP status, Batch error code, its message and values."""
 
@@ -44,17 +51,24 @@ class BatchClient:
     """The operations of the Batch REST API that local mode needs; use it as an async context manager.
 
     Every method raises `ServiceError` for a refusal and `ServiceUnreachableError` where nobody answers. Entities
-    are plain dicts with the names of the wire.
+    are plain dicts with the names of the wire. `ca_file` holds the certificates (PEM) of the authorities that an
+    https endpoint may be signed by; without it those of the system. Entering raises CaFileError.
     """
 
-    def __init__(self, endpoint: str, account: str, key: str) -> None:
+    def __init__(self, endpoint: str, account: str, key: str, ca_file: Path | None = None) -> None:
         self.endpoint = endpoint.rstrip("/")
         self._account = account
         self._key = key
+        self._ca_file = ca_file
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS, sock_connect=10))
+        path = self._ca_file if self.endpoint.startswith("https:") else None
+        trust = True if path is None else await asyncio.to_thread(_trust, path)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trust),
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS, sock_connect=10),
+        )
         return self
 
     async def __aexit__(
@@ -237,6 +251,15 @@ class BatchClient:
         options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         pending = self._session.request(method, URL(url, encoded=True), data=data, headers=headers, **options)
         return _Request(pending, self.endpoint)
+
+
+def _trust(path: Path) -> ssl.SSLContext:
+    """Return what trusts the authorities of a file, or of a directory that `c_rehash` made. Raises CaFileError."""
+    try:
+        return ssl.create_default_context(**{"capath" if path.is_dir() else "cafile": path})
+    except OSError as error:  # ssl.SSLError is one
+        why = "it holds no certificate (PEM)" if isinstance(error, ssl.SSLError) else error.strerror
+        raise CaFileError(f"{path} cannot be used: {why}") from error
 
 
 class _Request:

@@ -1,7 +1,7 @@
 """Where the local stack keeps what it knows, below one folder.
 
 <state_dir>/nodes.count         how many nodes there might be at the last start
-<state_dir>/service/            database, event log and node key of the service
+<state_dir>/service/            database, event log, node key and certificates of the service
 <state_dir>/nodes/<node>/state/ the agent's records (0700)
 <state_dir>/nodes/<node>/root/  AZ_BATCH_NODE_ROOT_DIR
 <state_dir>/nodes/<node>/agent.log
@@ -41,6 +41,11 @@ class Folders:
     def node_key(self) -> Path:
         """The key that agents show to the service; the service makes it, mode 0600."""
         return self.service / "node.key"
+
+    @property
+    def ca_file(self) -> Path:
+        """The authority that clients of the service must trust; the service makes it if it serves TLS."""
+        return self.service / "tls" / "ca.pem"
 
     def node(self, node_id: str) -> NodeFolders:
         """Return the folders of a node."""

@@ -47,5 +47,11 @@ class LocalSettings(BaseModel):
     """Task slots of each node; the number of cores if not given."""
     state_dir: Path = Field(default_factory=lambda: state_home() / "up")
     """Folder of everything that `up` keeps. `run` makes a folder of its own for each run."""
+    tls: bool = False
+    """`up` serves HTTPS, with a certificate of its own authority below `state_dir`."""
+    no_auth: bool = False
+    """`up` asks clients for nothing: whoever runs programs on this machine may do everything."""
+    trace_http: bool = False
+    """`up` logs one line per request, without secrets."""
     ephemeral: bool = False
     """Keep nothing: everything lives in a temporary folder that is removed at the end."""

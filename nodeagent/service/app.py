@@ -1,6 +1,7 @@
 """The service as a whole: store, REST, node API, events and background work, on one event loop."""
 
 import asyncio
+import ssl
 import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -31,15 +32,18 @@ from nodeagent.service.lifecycle import placement, pools
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.nodeapi import routes as node_routes
 from nodeagent.service.packages import PackageFiles
+from nodeagent.service.pool_scaling import scale_pools
 from nodeagent.service.rest import routes as rest_routes
 from nodeagent.service.rest.dispatch import protected
 from nodeagent.service.rest.handlers import applications, explain, transfers
+from nodeagent.service.rest.trace import add_request_id, trace
 from nodeagent.service.settings import ServiceSettings
 from nodeagent.service.signals import STOPPING_SIGNAL, Signals
 from nodeagent.service.state_dir import DATABASE_NAME, open_state_dir, read_node_key
 from nodeagent.service.store.database import Database, Hooks, Transaction
 from nodeagent.service.store.pools import PoolRow
 from nodeagent.service.task_tokens import TaskTokens, read_key
+from nodeagent.service.tls import Tls
 from nodeagent.service.transfers import Transfers
 
 _BODY_LIMIT = 32 * 1024 * 1024
@@ -62,7 +66,8 @@ HOOKS: Hooks = {SCHEDULE: _place_tasks}
 class Service:
     """A running service, for the length of an `async with`.
 
-    Entering raises StateInUseError, NewerDatabaseError, OSError (a port in use, a folder that cannot be written).
+    Entering raises StateInUseError, NewerDatabaseError, CertificateError, OSError (a port in use, a folder that
+    cannot be written).
     If a background task fails, the task that entered is cancelled and leaving raises an ExceptionGroup.
     """
 
@@ -74,6 +79,7 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         self._port = 0
         self._node_key = ""
+        self._tls: Tls | None = None
         self._folder = settings.state_dir
         self._database: Database | None = None
 
@@ -86,7 +92,13 @@ class Service:
     def url(self) -> str:
         """The base URL of the Batch API and of the node API."""
         host = self.settings.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+        scheme = "https" if self.settings.serves_tls else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The certificate (PEM) of the authority that clients must trust; None unless the service made its own."""
+        return None if self._tls is None else self._tls.ca
 
     @property
     def node_key(self) -> str:
@@ -130,10 +142,11 @@ class Service:
             )
             packages = PackageFiles(self._folder, self.settings.package_bytes)
             await packages.open(self._database)
+            context = await self._open_tls()
             group = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
             self._start_background(group)
-            await self._listen(stack, packages)
+            await self._listen(stack, packages, context)
             self._stack = stack.pop_all()
         _log.info("service_started", url=self.url, state_dir=str(self._folder))
         return self
@@ -155,20 +168,29 @@ class Service:
         for work in (
             watch_deadlines(database, signals, lease),
             purge_deleted_jobs(database, signals),
+            scale_pools(database, signals),
             event_log.write_events(database, signals, events_file, settings.events_kept),
         ):
             self._tasks.append(group.create_task(work))
+        if self._tls is not None:
+            self._tasks.append(group.create_task(self._tls.watch()))
+
+    async def _open_tls(self) -> ssl.SSLContext | None:
+        if not self.settings.serves_tls:
+            return None
+        self._tls = Tls(self.settings, self._folder, utc_now)
+        return await self._tls.opened()
 
     def _cancel_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    async def _listen(self, stack: AsyncExitStack, packages: PackageFiles) -> None:
+    async def _listen(self, stack: AsyncExitStack, packages: PackageFiles, context: ssl.SSLContext | None) -> None:
         runner = web.AppRunner(self._application(packages), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         stack.callback(self._wake_waiters)
-        site = web.TCPSite(runner, self.settings.host, self.settings.port, reuse_address=True)
+        site = web.TCPSite(runner, self.settings.host, self.settings.port, ssl_context=context, reuse_address=True)
         await site.start()
         address = runner.addresses[0]
         self._port = int(address[1])
@@ -178,7 +200,9 @@ class Service:
         self.signals.publish((STOPPING_SIGNAL,))
 
     def _application(self, packages: PackageFiles) -> web.Application:
-        app = web.Application(client_max_size=_BODY_LIMIT)
+        middlewares = (trace,) if self.settings.trace_http else ()
+        app = web.Application(client_max_size=_BODY_LIMIT, middlewares=middlewares)
+        app.on_response_prepare.append(add_request_id)
         app[DATABASE] = self.database
         app[SETTINGS] = self.settings
         app[SIGNALS] = self.signals

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -29,6 +30,27 @@ def _base64(value: SecretStr) -> SecretStr:
     return value
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address leads to this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _issuer_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = bool(parts.hostname) and not (parts.query or parts.fragment) and "@" not in value
+        _ = parts.port
+        good = good and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")))
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("must be an https URL (http only on loopback), without query")
+    return value
+
+
 class ServiceSettings(BaseModel):
     """How the service runs; each field is one key of the `[service]` table of the settings file."""
 
@@ -44,6 +66,26 @@ class ServiceSettings(BaseModel):
     """Shared key of the account, base64."""
     bearer_token: SecretStr | None = None
     """A token that clients may show instead of a signature; none is accepted if not given."""
+    oidc_issuer: Annotated[str, AfterValidator(_issuer_url)] | None = None
+    """Issuer (URL) of OpenID Connect tokens that clients may show; none is accepted if not given."""
+    oidc_audience: str | None = None
+    """Audience (`aud`) that such a token must be for; required with `oidc_issuer`."""
+    oidc_jwks_url: Annotated[str, AfterValidator(_issuer_url)] | None = None
+    """Where the issuer's keys are; the issuer's discovery document says it if not given."""
+    oidc_subjects: tuple[str, ...] = ()
+    """Subjects (`sub`) whose tokens are accepted; those of every subject of the issuer if none is given."""
+    no_auth: bool = False
+    """Ask clients for nothing: whoever reaches the port may do everything. Only if `host` is loopback."""
+    tls: bool = False
+    """Serve HTTPS with a certificate that the service makes and renews itself, in `tls` of the state folder."""
+    tls_certificate: Path | None = None
+    """Serve HTTPS with this certificate chain (PEM); it is read again when the file changes."""
+    tls_key: Path | None = None
+    """Key (PEM, not encrypted) of `tls_certificate`."""
+    tls_names: tuple[str, ...] = ()
+    """More host names and addresses that a self-made certificate is for."""
+    trace_http: bool = False
+    """Log one line per request: who, what, status, bytes and milliseconds, without secrets."""
     state_dir: Path
     """Folder of the database and the event log; made if it is missing, used by one service at a time."""
     node_key_file: Path | None = None
@@ -75,8 +117,23 @@ class ServiceSettings(BaseModel):
         kept = (self.key, self.bearer_token, self.auto_storage_key)
         return [secret.get_secret_value() for secret in kept if secret is not None]
 
+    @property
+    def serves_tls(self) -> bool:
+        """Whether the service speaks HTTPS."""
+        return self.tls or self.tls_certificate is not None
+
     @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.no_auth and not is_loopback(self.host):
+            raise ValueError("no_auth is only possible if host is loopback: anybody could run commands")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together or not at all")
+        if self.tls and self.tls_certificate is not None:
+            raise ValueError("tls makes a certificate, tls_certificate gives one: choose")
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            raise ValueError("oidc_issuer and oidc_audience must be given together or not at all")
+        if self.oidc_issuer is None and (self.oidc_jwks_url is not None or self.oidc_subjects):
+            raise ValueError("oidc_jwks_url and oidc_subjects need oidc_issuer")
         if (self.auto_storage_url is None) != (self.auto_storage_key is None):
             raise ValueError("auto_storage_url and auto_storage_key must be given together or not at all")
         return self

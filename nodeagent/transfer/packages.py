@@ -10,6 +10,7 @@ import hashlib
 import os
 import random
 import shutil
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -72,6 +73,7 @@ def package_failure(package: ApplicationPackage, message: str, reason: str | Non
 class PackageInstaller:
     """Installs packages into one directory, which is the agent's own; `max_bytes` bounds what one unpacks to.
 
+    `trust` says which certificates of an https service are good; without it those that the system trusts.
     `reached` is told the durable steps by name: fault tests kill the agent there.
     """
 
@@ -83,6 +85,7 @@ class PackageInstaller:
         node_key: str,
         max_bytes: int,
         *,
+        trust: ssl.SSLContext | None = None,
         reached: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
@@ -90,6 +93,7 @@ class PackageInstaller:
         self._url = f"{service_url.rstrip('/')}{PREFIX}/packages/"
         self._headers = {"Authorization": f"Bearer {node_key}", "Accept-Encoding": "identity"}
         self._max_bytes = max_bytes
+        self._trust = trust
         self._reached = reached
         self._slots = asyncio.Semaphore(settings.transfers)
         self._session: aiohttp.ClientSession | None = None
@@ -99,8 +103,13 @@ class PackageInstaller:
         """Hold the HTTP session open."""
         silence = self._settings.transfer_idle_seconds
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=silence, sock_read=silence)
+        connector = aiohttp.TCPConnector(ssl=True if self._trust is None else self._trust)
         async with aiohttp.ClientSession(
-            headers=self._headers, timeout=timeout, auto_decompress=False, read_bufsize=_READ_BYTES
+            headers=self._headers,
+            timeout=timeout,
+            connector=connector,
+            auto_decompress=False,
+            read_bufsize=_READ_BYTES,
         ) as session:
             self._session = session
             try:

@@ -1,5 +1,6 @@
 """SharedKey as real clients sign it, bearer tokens, and the clock."""
 
+import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from nodeagent.service.errors import BatchError
 from nodeagent.service.rest.auth import Authenticator
+from nodeagent.service.rest.authorization import Caller
 from nodeagent.service.rest.sharedkey import SignedRequest, is_signed, signature
 
 ACCOUNT = "Local"
@@ -35,11 +37,16 @@ def sdk_signed(method: str, url: str, headers: dict[str, str]) -> HttpRequest:
     return request
 
 
+def checked(service: Authenticator, method: str, target: str, headers: dict[str, str]) -> Caller:
+    """Ask an authenticator that waits for nobody."""
+    return asyncio.run(service.check(method, target, headers))
+
+
 def check(request: HttpRequest) -> None:
     """Verify a request of the SDK as the service would see it."""
     parts = urlsplit(request.url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
-    authenticator().check(request.method, target, {name.lower(): value for name, value in request.headers.items()})
+    checked(authenticator(), request.method, target, {name.lower(): value for name, value in request.headers.items()})
 
 
 SEGMENTS = st.text(min_size=1, max_size=8).map(lambda text: quote(text, safe=""))
@@ -100,14 +107,14 @@ def test_known_deviations_of_clients_are_accepted(name: str) -> None:
     """Clients differ in Content-Length, case and Date: every row of the table in spec/rest.md §6.2 verifies."""
     text, headers = VARIANTS[name]
     sent = {"ocp-date": DATE, "authorization": f"SharedKey Local:{sign(text)}"} | headers
-    authenticator().check("POST", "/jobs?api-version=1&timeOut=30", sent)
+    checked(authenticator(), "POST", "/jobs?api-version=1&timeOut=30", sent)
 
 
 def test_java_signs_the_date_header_and_no_ocp_date() -> None:
     """Without `ocp-date` the `Date` header is signed in its place and counts for the clock."""
     text = f"GET\n\n\n\n\napplication/json\n{DATE}\n\n\n\n\n\n/local/jobs\napi-version:1"
     sent = {"date": DATE, "content-type": "application/json", "authorization": f"SharedKey local:{sign(text)}"}
-    authenticator().check("GET", "/jobs?api-version=1", sent)
+    checked(authenticator(), "GET", "/jobs?api-version=1", sent)
 
 
 def test_blank_parameters_may_be_signed_or_not() -> None:
@@ -115,16 +122,16 @@ def test_blank_parameters_may_be_signed_or_not() -> None:
     for text in ("\n$filter:\napi-version:1", "\napi-version:1"):
         canonical = f"GET\n\n\n\n\n\n\n\n\n\n\n\nocp-date:{DATE}\n/Local/jobs{text}"
         sent = {"ocp-date": DATE, "authorization": f"SharedKey Local:{sign(canonical)}"}
-        authenticator().check("GET", "/jobs?api-version=1&$filter=", sent)
+        checked(authenticator(), "GET", "/jobs?api-version=1&$filter=", sent)
 
 
 def test_the_encoded_path_is_signed() -> None:
     """`%2F` in a file name stays as it was sent."""
     canonical = f"GET\n\n\n\n\n\n\n\n\n\n\n\nocp-date:{DATE}\n/Local/jobs/j/tasks/t/files/wd%2Fa\napi-version:1"
     sent = {"ocp-date": DATE, "authorization": f"SharedKey Local:{sign(canonical)}"}
-    authenticator().check("GET", "/jobs/j/tasks/t/files/wd%2Fa?api-version=1", sent)
+    checked(authenticator(), "GET", "/jobs/j/tasks/t/files/wd%2Fa?api-version=1", sent)
     with pytest.raises(BatchError, match="AuthenticationFailed"):
-        authenticator().check("GET", "/jobs/j/tasks/t/files/wd/a?api-version=1", sent)
+        checked(authenticator(), "GET", "/jobs/j/tasks/t/files/wd/a?api-version=1", sent)
 
 
 @pytest.mark.parametrize(("minutes", "accepted"), [(-16, False), (-14, True), (14, True), (16, False)])
@@ -159,7 +166,7 @@ def test_bad_authorization_is_403_or_400_never_401(authorization: str, status: i
     """What cannot be read is 400, what is not allowed is 403."""
     headers = {"ocp-date": DATE} | ({"authorization": authorization} if authorization else {})
     with pytest.raises(BatchError) as caught:
-        authenticator("right").check("GET", "/jobs", headers)
+        checked(authenticator("right"), "GET", "/jobs", headers)
     assert (caught.value.status, caught.value.code) == (status, code)
     assert KEY not in str(caught.value.values)
     assert "right" not in str(caught.value.values)
@@ -167,16 +174,16 @@ def test_bad_authorization_is_403_or_400_never_401(authorization: str, status: i
 
 def test_a_configured_token_is_accepted_and_only_then() -> None:
     """Without a configured token no bearer is accepted, not even an empty one."""
-    authenticator("right").check("GET", "/jobs", {"authorization": "Bearer right"})
+    checked(authenticator("right"), "GET", "/jobs", {"authorization": "Bearer right"})
     with pytest.raises(BatchError, match="AuthenticationFailed"):
-        authenticator().check("GET", "/jobs", {"authorization": "Bearer right"})
+        checked(authenticator(), "GET", "/jobs", {"authorization": "Bearer right"})
 
 
 def test_a_date_that_is_none_is_refused() -> None:
     """The date must be there, and be a date."""
     for date in ({}, {"ocp-date": "yesterday"}):
         with pytest.raises(BatchError, match="AuthenticationFailed"):
-            authenticator().check("GET", "/jobs", {"authorization": "SharedKey Local:c2ln"} | date)
+            checked(authenticator(), "GET", "/jobs", {"authorization": "SharedKey Local:c2ln"} | date)
 
 
 def test_a_key_that_is_no_base64_is_refused_at_start() -> None:

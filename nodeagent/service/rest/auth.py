@@ -1,4 +1,4 @@
-"""Who calls: a SharedKey signature, a configured bearer token or the token of a task (spec/rest.md §6)."""
+"""Who calls: a SharedKey signature, or the bearer token of the settings, an issuer or a task (spec/rest.md §6)."""
 
 import base64
 import binascii
@@ -6,10 +6,14 @@ import hmac
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from time import monotonic
+from urllib.parse import urlsplit
 
 from nodeagent.service.errors import BatchError
 from nodeagent.service.rest.authorization import ACCOUNT, Caller
+from nodeagent.service.rest.bearer import Issuer, IssuerUnreachableError, OidcTokens, TokenRefusedError
 from nodeagent.service.rest.sharedkey import SignedRequest, is_signed
+from nodeagent.service.settings import ServiceSettings, is_loopback
 from nodeagent.service.task_tokens import TaskTokens
 
 CLOCK_SKEW = timedelta(minutes=15)
@@ -27,8 +31,8 @@ def decode_key(key: str) -> bytes:
 class Authenticator:
     """Checks the `Authorization` header of requests to one account.
 
-    `bearer_token`, if given, is accepted as it stands; `task_tokens` knows those of tasks; `clock` returns the
-    present time.
+    `bearer_token`, if given, is accepted as it stands; `task_tokens` knows those of tasks, `oidc` those of an issuer;
+    `clock` returns the present time. With `no_auth` whoever is no browser may do everything.
     """
 
     def __init__(
@@ -38,19 +42,28 @@ class Authenticator:
         clock: Callable[[], datetime],
         bearer_token: str | None = None,
         task_tokens: TaskTokens | None = None,
+        *,
+        oidc: OidcTokens | None = None,
+        no_auth: bool = False,
     ) -> None:
         self._account = account
         self._key = decode_key(key)
         self._clock = clock
         self._bearer_token = bearer_token
         self._task_tokens = task_tokens
+        self._oidc = oidc
+        self._no_auth = no_auth
 
-    def check(self, method: str, target: str, headers: Mapping[str, str]) -> Caller:
-        """Return who calls. Raises BatchError: 403 `AuthenticationFailed`, 400 `InvalidAuthenticationInfo`.
+    async def check(self, method: str, target: str, headers: Mapping[str, str]) -> Caller:
+        """Return who calls.
 
-        `target` is the request line's target as it was sent; `headers` has lower-case names.
+        Raises BatchError: 403 `AuthenticationFailed`, 400 `InvalidAuthenticationInfo`, 503 `ServerBusy` if the issuer
+        of tokens cannot be reached. `target` is the request line's target as it was sent; `headers` has lower-case
+        names.
         """
         scheme, _, credentials = headers.get("authorization", "").strip().partition(" ")
+        if self._no_auth:
+            return self._anybody(headers, credentials.strip())
         if not scheme:
             raise _refused("The Authorization header is missing.")
         match scheme.lower():
@@ -58,7 +71,7 @@ class Authenticator:
                 self._check_shared_key(method, target, headers, credentials.strip())
                 return ACCOUNT
             case "bearer":
-                return self._bearer(credentials.strip())
+                return await self._bearer(credentials.strip())
             case _:
                 raise _malformed("The Authorization header must begin with 'SharedKey' or 'Bearer'.")
 
@@ -86,18 +99,71 @@ class Authenticator:
         if abs(self._clock() - sent) > CLOCK_SKEW:
             raise _refused("The date of the request is more than 15 minutes from the clock of the service.")
 
-    def _bearer(self, token: str) -> Caller:
+    def _anybody(self, headers: Mapping[str, str], token: str) -> Caller:
+        """Return who calls where nobody must say it; a task that shows its token keeps to its own job.
+
+        A web page that the user looks at could send requests here too, also under a name of its own that leads to
+        loopback: browsers tell where they come from, and under which name they found us.
+        """
+        if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
+            raise _refused("This service takes no requests of web pages (no_auth).")
+        if not is_loopback(_host(headers.get("host", ""))):
+            raise _refused("This service must be called by a name of loopback (no_auth).")
+        attempt_id = None if self._task_tokens is None else self._task_tokens.attempt_of(token)
+        return Caller(kind="nobody") if attempt_id is None else Caller(attempt_id, "task")
+
+    async def _bearer(self, token: str) -> Caller:
         attempt_id = None if self._task_tokens is None else self._task_tokens.attempt_of(token)
         if attempt_id is not None:
-            return Caller(attempt_id)
-        self._check_bearer(token)
-        return ACCOUNT
+            return Caller(attempt_id, "task")
+        if self._is_configured(token):
+            return Caller(kind="bearer")
+        if self._oidc is None:
+            text = "accepts no bearer tokens" if self._bearer_token is None else "has another bearer token"
+            raise _refused(f"This service {text}.")
+        try:
+            await self._oidc.check(token)
+        except TokenRefusedError as error:
+            raise _refused(str(error)) from None
+        except IssuerUnreachableError:
+            text = "The server is currently unable to receive requests. Please retry your request."
+            detail = (("AuthenticationErrorDetail", "The issuer of bearer tokens cannot be reached."),)
+            raise BatchError(503, "ServerBusy", text, detail) from None
+        return Caller(kind="oidc")
 
-    def _check_bearer(self, token: str) -> None:
+    def _is_configured(self, token: str) -> bool:
         if self._bearer_token is None:
-            raise _refused("This service accepts no bearer tokens.")
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), self._bearer_token.encode()):
-            raise _refused("The bearer token is not the one of this service.")
+            return False
+        return hmac.compare_digest(token.encode("utf-8", "replace"), self._bearer_token.encode())
+
+
+def authenticator_of(
+    settings: ServiceSettings, task_tokens: TaskTokens, clock: Callable[[], datetime]
+) -> Authenticator:
+    """Return the authenticator that the settings describe."""
+    token, oidc = settings.bearer_token, None
+    if settings.oidc_issuer is not None and settings.oidc_audience is not None:
+        issuer = Issuer(
+            settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, frozenset(settings.oidc_subjects)
+        )
+        oidc = OidcTokens(issuer, monotonic)
+    return Authenticator(
+        settings.account,
+        settings.key.get_secret_value(),
+        clock,
+        None if token is None else token.get_secret_value(),
+        task_tokens,
+        oidc=oidc,
+        no_auth=settings.no_auth,
+    )
+
+
+def _host(header: str) -> str:
+    """Return the name or address of a Host header, without port and brackets."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _refused(detail: str) -> BatchError:

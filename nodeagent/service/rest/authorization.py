@@ -10,9 +10,13 @@ from nodeagent.service.store.database import Transaction
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the account, or the task that an attempt executes."""
+    """Who calls: the account, or the task that an attempt executes.
+
+    `kind` says for logs how it was known: `sharedKey`, `bearer`, `oidc`, `task` or `nobody` (`no_auth`).
+    """
 
     attempt_id: str | None = None
+    kind: str = "sharedKey"
 
     @property
     def is_task(self) -> bool:

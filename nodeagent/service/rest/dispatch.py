@@ -22,6 +22,7 @@ from nodeagent.service.rest.links import Links
 from nodeagent.service.rest.query import Query
 from nodeagent.service.rest.reply import Reply
 from nodeagent.service.rest.router import Router
+from nodeagent.service.rest.trace import CALLER
 from nodeagent.service.rest.validate import MAX_BODY_BYTES
 
 JSON = "application/json; odata=minimalmetadata"
@@ -104,7 +105,8 @@ async def answer(
     """Authenticate a request, serve it, and shape the reply or the refusal."""
     request_id = str(uuid.uuid4())
     try:
-        caller = context.authenticator.check(request.method, target(request), _lower(request))
+        caller = await context.authenticator.check(request.method, target(request), _lower(request))
+        CALLER.set(caller.kind)
         reply = await serve(request, request_id, caller)
     except BatchError as error:
         return _refusal(context, request, request_id, error)
