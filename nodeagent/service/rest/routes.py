@@ -9,7 +9,7 @@ from aiohttp import web
 
 from nodeagent.model.times import utc_now
 from nodeagent.service.app_keys import DATABASE, SETTINGS, TASK_TOKENS, TRANSFERS
-from nodeagent.service.rest.auth import Authenticator
+from nodeagent.service.rest.auth import authenticator_of
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
 from nodeagent.service.rest.handlers import applications, files, job_schedules, jobs, nodes, pools, tasks
@@ -145,16 +145,9 @@ def add_routes(app: web.Application) -> None:
     `app` must have its `DATABASE` and `SETTINGS` already.
     """
     settings = app[SETTINGS]
-    token = settings.bearer_token
     context = RestContext(
         database=app[DATABASE],
-        authenticator=Authenticator(
-            settings.account,
-            settings.key.get_secret_value(),
-            utc_now,
-            None if token is None else token.get_secret_value(),
-            app[TASK_TOKENS],
-        ),
+        authenticator=authenticator_of(settings, app[TASK_TOKENS], utc_now),
         node_files=NodeFiles(),
         clock=utc_now,
         loose=settings.loose,
