@@ -89,8 +89,8 @@ _REQUEST_ID = {"request-id": {"required": True, "schema": {"type": "string", "fo
 
 
 def document(operations: Iterable[Operation]) -> dict[str, Any]:
-    """Return the document of all operations that are served. Raises KeyError for one without a contract."""
-    served = [operation for operation in operations if operation.handler is not None]
+    """Return the document of the operations that are served and have a contract: a test sees to it that all have."""
+    served = [operation for operation in operations if operation.handler is not None and operation.name in CONTRACTS]
     paths: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
     for operation in served:
