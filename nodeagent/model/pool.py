@@ -69,6 +69,11 @@ class UserAccount(BatchModel):
     windows_user_configuration: dict[str, Any] | None = None
 
 
+AutoScaleInterval = Annotated[Duration, Field(ge=parse_duration("PT5M"), le=parse_duration("P7D"))]
+"""How often a formula is evaluated: 5 minutes to 168 hours."""
+DEFAULT_AUTO_SCALE_INTERVAL = parse_duration("PT15M")
+
+
 class PoolCreate(BatchModel):
     """The body of "add a pool". What describes Azure's machines is kept and echoed as it was sent."""
 
@@ -81,7 +86,7 @@ class PoolCreate(BatchModel):
     target_low_priority_nodes: Annotated[int, Field(ge=0)] = 0
     enable_auto_scale: bool = False
     auto_scale_formula: str | None = None
-    auto_scale_evaluation_interval: Duration | None = None
+    auto_scale_evaluation_interval: AutoScaleInterval | None = None
     enable_inter_node_communication: bool = False
     network_configuration: dict[str, Any] | None = None
     start_task: StartTask | None = None
@@ -94,6 +99,16 @@ class PoolCreate(BatchModel):
     metadata: tuple[MetadataItem, ...] | None = None
     mount_configuration: tuple[dict[str, Any], ...] | None = None
     upgrade_policy: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _formula_or_targets(self) -> Self:
+        if self.enable_auto_scale and self.auto_scale_formula is None:
+            raise ValueError("autoScaleFormula must be given if enableAutoScale is true")
+        if not self.enable_auto_scale and self.auto_scale_formula is not None:
+            raise ValueError("autoScaleFormula must not be given unless enableAutoScale is true")
+        if not self.enable_auto_scale and self.auto_scale_evaluation_interval is not None:
+            raise ValueError("autoScaleEvaluationInterval must not be given unless enableAutoScale is true")
+        return self
 
     @model_validator(mode="after")
     def _one_account_of_a_name(self) -> Self:
@@ -148,6 +163,41 @@ class PoolResize(BatchModel):
         return self
 
 
+class EnableAutoScale(BatchModel):
+    """The body of "enable automatic scaling": what is left out stays as it is."""
+
+    auto_scale_formula: str | None = None
+    auto_scale_evaluation_interval: AutoScaleInterval | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.auto_scale_formula is None and self.auto_scale_evaluation_interval is None:
+            raise ValueError("autoScaleFormula or autoScaleEvaluationInterval must be given")
+        return self
+
+
+class EvaluateAutoScale(BatchModel):
+    """The body of "evaluate automatic scaling"."""
+
+    auto_scale_formula: str
+
+
+class AutoScaleRunError(BatchModel):
+    """Why a formula had no value."""
+
+    code: str
+    message: str | None = None
+    values: tuple[NameValuePair, ...] = ()
+
+
+class AutoScaleRun(BatchModel):
+    """What the last evaluation of a formula came to."""
+
+    timestamp: UtcTime
+    results: str | None = None
+    error: AutoScaleRunError | None = None
+
+
 class ResizeError(BatchModel):
     """Why a pool did not get the nodes it wants."""
 
@@ -170,3 +220,4 @@ class Pool(PoolCreate):
     current_dedicated_nodes: int
     current_low_priority_nodes: int = 0
     resize_errors: tuple[ResizeError, ...] | None = None
+    auto_scale_run: AutoScaleRun | None = None

@@ -26,7 +26,6 @@ _TASK: dict[str, Check] = _ANY_TASK | {
     "multiInstanceSettings": _present,
 }
 _POOL: dict[str, Check] = {
-    "enableAutoScale": bool,
     "mountConfiguration": _present,
     "enableInterNodeCommunication": bool,
 }

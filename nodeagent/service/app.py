@@ -32,6 +32,7 @@ from nodeagent.service.lifecycle import placement, pools
 from nodeagent.service.lifecycle.names import SCHEDULE
 from nodeagent.service.nodeapi import routes as node_routes
 from nodeagent.service.packages import PackageFiles
+from nodeagent.service.pool_scaling import scale_pools
 from nodeagent.service.rest import routes as rest_routes
 from nodeagent.service.rest.dispatch import protected
 from nodeagent.service.rest.handlers import applications, explain, transfers
@@ -167,6 +168,7 @@ class Service:
         for work in (
             watch_deadlines(database, signals, lease),
             purge_deleted_jobs(database, signals),
+            scale_pools(database, signals),
             event_log.write_events(database, signals, events_file, settings.events_kept),
         ):
             self._tasks.append(group.create_task(work))

@@ -65,6 +65,8 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     ),
     "TaskDependencyListTooLong": (400, "The ids in the list of the task's dependencies are too long."),
     "ConditionNotMet": (412, "The condition specified using HTTP conditional header(s) is not met."),
+    "AutoScalingFormulaSyntaxError": (400, "The formula for automatic scaling is not correct."),
+    "AutoScalingFormulaTooLong": (400, "The formula for automatic scaling is too long."),
     "InvalidPropertyValue": (
         400,
         "The value provided for one of the properties in the request body is invalid.",
@@ -73,7 +75,7 @@ _TEXTS: Mapping[str, tuple[int, str]] = {
     "MissingRequiredProperty": (400, "A required property was not specified in the request body."),
     "UnsupportedProperty": (400, "One of the properties specified in the request body is not supported."),
     "InvalidRequestBody": (400, "The specified request body is not syntactically valid."),
-    "RequestEntityTooLarge": (413, "The list of resource files is too large and exceeds the maximum permissible limit."),
+    "RequestEntityTooLarge": (413, "The list of resource files exceeds the maximum permissible limit."),
     "RequestBodyTooLarge": (413, "The request body is too large and exceeds the maximum permissible limit."),
 }
 

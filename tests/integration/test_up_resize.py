@@ -35,9 +35,11 @@ def steady(client: Sdk) -> Sdk:
     return eventually(lambda: client.get_pool(POOL), lambda pool: pool.allocation_state == STEADY)
 
 
-def resize(client: Sdk, **more: object) -> Sdk:
+def resize(client: Sdk, nodes: int) -> Sdk:
     """Resize the pool, and wait until that is over."""
-    client.begin_resize_pool(POOL, models.BatchPoolResizeOptions(**more), polling_interval=0).wait(60)
+    client.begin_resize_pool(
+        POOL, models.BatchPoolResizeOptions(target_dedicated_nodes=nodes), polling_interval=0
+    ).wait(60)
     return steady(client)
 
 
@@ -45,19 +47,19 @@ def test_a_pool_shrinks_to_nothing_and_grows_again_as_far_as_there_are_nodes(tmp
     """Processes follow the pool; a restart goes on at the size that it had; more than --nodes is refused at once."""
     with upped(tmp_path) as client:
         assert (len(list(client.list_nodes(POOL))), agents(tmp_path)) == (2, 2)
-        pool = resize(client, target_dedicated_nodes=0)
+        pool = resize(client, 0)
         assert (pool.current_dedicated_nodes, pool.target_dedicated_nodes, pool.resize_errors) == (0, 0, None)
         eventually(lambda: agents(tmp_path), lambda count: count == 0)
         client.create_job(job("waits"))
         client.create_task("waits", task("t"))
-        pool = resize(client, target_dedicated_nodes=1)
+        pool = resize(client, 1)
         assert (pool.current_dedicated_nodes, pool.resize_errors) == (1, None)
         assert completed(client, "waits", "t").execution_info.exit_code == 0
     assert agents(tmp_path) == 0
     with upped(tmp_path) as client:
         assert [node.id for node in client.list_nodes(POOL)] == ["node-1"]
         assert agents(tmp_path) == 1
-        pool = resize(client, target_dedicated_nodes=3)
+        pool = resize(client, 3)
         assert (pool.current_dedicated_nodes, pool.target_dedicated_nodes) == (2, 3)
         (error,) = pool.resize_errors
         assert (error.code, "--nodes" in error.message) == ("AllocationFailed", True)

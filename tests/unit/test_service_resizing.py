@@ -111,7 +111,10 @@ def test_with_taskcompletion_a_node_stays_until_its_task_has_ended(world: World)
 def test_a_stopped_resize_leaves_the_pool_at_what_it_has_and_says_so(worlds: Callable[..., World]) -> None:
     """What has begun to leave, leaves first; to stop again is no error meanwhile, and one afterwards."""
     world = worlds(1)
-    stop = lambda: world.verb(resizing.stop_resize, POOL)  # noqa: E731 - a verb with its arguments
+
+    def stop() -> None:
+        world.verb(resizing.stop_resize, POOL)
+
     assert refused(stop) == "OperationInvalidForCurrentState"
     resize(world, 5)
     stop()

@@ -11,3 +11,6 @@ PURGE = "purge"
 
 ALLOCATION = "allocation"
 """A pool may want other nodes than it has: whoever starts machines for it should look (local mode does)."""
+
+AUTO_SCALE = "autoScale"
+"""A pool has come to scale by a formula, or by another one."""

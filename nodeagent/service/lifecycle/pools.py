@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from nodeagent.model.enums import AllocationState, NodeState, PoolState
-from nodeagent.model.pool import PoolCreate, ResizeError
+from nodeagent.model.pool import DEFAULT_AUTO_SCALE_INTERVAL, PoolCreate, ResizeError
 from nodeagent.model.protocol import StopReason
 from nodeagent.rules.pool_secrets import without_secrets
+from nodeagent.service.autoscale.samples import PERIOD
 from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import applications, dispatch
-from nodeagent.service.lifecycle.names import ALLOCATION, DEADLINES, SCHEDULE
-from nodeagent.service.store import attempts, nodes, pools
+from nodeagent.service.lifecycle.names import ALLOCATION, AUTO_SCALE, DEADLINES, SCHEDULE
+from nodeagent.service.store import attempts, autoscale, nodes, pools
 from nodeagent.service.store.columns import later
 from nodeagent.service.store.database import Transaction
 from nodeagent.service.store.nodes import NodeRow
@@ -46,6 +47,9 @@ def create_pool(tx: Transaction, spec: PoolCreate, now: datetime) -> PoolRow:
         raise refusal("PoolBeingDeleted" if existing.state is PoolState.DELETING else "PoolExists")
     applications.check_pool(tx, spec.application_package_references or ())
     wanted = spec.target_dedicated_nodes + spec.target_low_priority_nodes
+    if spec.enable_auto_scale:
+        interval = spec.auto_scale_evaluation_interval or DEFAULT_AUTO_SCALE_INTERVAL
+        spec = spec.model_copy(update={"auto_scale_evaluation_interval": interval})
     pools.insert(
         tx,
         without_secrets(spec),
@@ -55,7 +59,11 @@ def create_pool(tx: Transaction, spec: PoolCreate, now: datetime) -> PoolRow:
     )
     tx.signal(DEADLINES)
     tx.signal(ALLOCATION)
-    return require(tx, spec.id)
+    pool = require(tx, spec.id)
+    if spec.enable_auto_scale:
+        autoscale.set_due(tx, pool.num, now + PERIOD)
+        tx.signal(AUTO_SCALE)
+    return pool
 
 
 def ensure_pool(tx: Transaction, spec: PoolCreate, now: datetime) -> PoolRow:

@@ -9,10 +9,11 @@ from aiohttp import web
 
 from nodeagent.model.times import utc_now
 from nodeagent.service.app_keys import DATABASE, SETTINGS, TASK_TOKENS, TRANSFERS
+from nodeagent.service.rest import openapi
 from nodeagent.service.rest.auth import authenticator_of
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
-from nodeagent.service.rest.handlers import applications, files, job_schedules, jobs, nodes, pools, tasks
+from nodeagent.service.rest.handlers import applications, autoscale, files, job_schedules, jobs, nodes, pools, tasks
 from nodeagent.service.rest.node_files import NodeFiles
 
 _POOL = "/pools/{pool_id}"
@@ -32,9 +33,9 @@ POOL_OPERATIONS = (
     Operation("POST", f"{_POOL}/resize", "Pools_ResizePool", pools.resize_pool),
     Operation("POST", f"{_POOL}/stopresize", "Pools_StopPoolResize", pools.stop_resize),
     Operation("POST", f"{_POOL}/removenodes", "Pools_RemoveNodes", pools.remove_nodes),
-    Operation("POST", f"{_POOL}/enableautoscale", "Pools_EnablePoolAutoScale"),
-    Operation("POST", f"{_POOL}/disableautoscale", "Pools_DisablePoolAutoScale"),
-    Operation("POST", f"{_POOL}/evaluateautoscale", "Pools_EvaluatePoolAutoScale"),
+    Operation("POST", f"{_POOL}/enableautoscale", "Pools_EnablePoolAutoScale", autoscale.enable),
+    Operation("POST", f"{_POOL}/disableautoscale", "Pools_DisablePoolAutoScale", autoscale.disable),
+    Operation("POST", f"{_POOL}/evaluateautoscale", "Pools_EvaluatePoolAutoScale", autoscale.evaluate),
     Operation("GET", "/nodecounts", "Pools_ListPoolNodeCounts", pools.list_node_counts),
     Operation("GET", "/supportedimages", "Pools_ListSupportedImages"),
     Operation("GET", "/poolusagemetrics", "Pools_ListPoolUsageMetrics"),
@@ -161,4 +162,5 @@ def add_routes(app: web.Application) -> None:
 
     app[REST_CONTEXT] = context
     app.cleanup_ctx.append(close_node_files)
+    app.router.add_get(openapi.PATH, openapi.handler(OPERATIONS))
     app.router.add_route("*", "/{path:(?s:.*)}", RestServer(context, OPERATIONS).handle)

@@ -330,7 +330,21 @@ CREATE TABLE job_schedules (
 CREATE INDEX job_schedules_to_wake ON job_schedules (wake) WHERE wake IS NOT NULL;
 """
 
-MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES, _PREEMPTION, _DEDICATED, _JOB_SCHEDULES)
+_AUTO_SCALE = """
+ALTER TABLE pools ADD COLUMN auto_scale_run TEXT;
+ALTER TABLE pools ADD COLUMN auto_scale_due INTEGER;
+ALTER TABLE pools ADD COLUMN auto_scale_enabled INTEGER;
+CREATE INDEX pools_scaling ON pools (auto_scale_due) WHERE auto_scale_due IS NOT NULL;
+
+CREATE TABLE pool_samples (
+    pool_num INTEGER NOT NULL REFERENCES pools (num) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    sample TEXT NOT NULL,
+    PRIMARY KEY (pool_num, at)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS = (_FIRST, _DEPENDENCIES, _FILES, _NO_SECRETS, _NODES, _PREEMPTION, _DEDICATED, _JOB_SCHEDULES, _AUTO_SCALE)
 """Each is applied once, in a transaction of its own; an applied one is never edited."""
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pydantic import TypeAdapter
 
 from nodeagent.model.enums import AllocationState, PoolState
-from nodeagent.model.pool import PoolCreate, ResizeError
+from nodeagent.model.pool import AutoScaleRun, PoolCreate, ResizeError
 from nodeagent.model.times import etag
 from nodeagent.service.store.columns import Column, ColumnType, Where, condition, from_micros, to_micros
 from nodeagent.service.store.database import Row, Transaction
@@ -33,7 +33,7 @@ COLUMNS: Mapping[str, Column] = {
 _SELECT = """
 SELECT p.num, p.id, p.spec, p.state, p.state_time, p.allocation_state, p.allocation_state_time, p.resize_errors,
        p.created, p.modified, (SELECT count(*) FROM nodes n WHERE n.pool_num = p.num AND n.is_dedicated = 1),
-       (SELECT count(*) FROM nodes n WHERE n.pool_num = p.num AND n.is_dedicated = 0)
+       (SELECT count(*) FROM nodes n WHERE n.pool_num = p.num AND n.is_dedicated = 0), p.auto_scale_run
 FROM pools p
 """
 
@@ -59,6 +59,8 @@ class PoolRow:
     modified: datetime
     current_dedicated_nodes: int
     current_low_priority_nodes: int
+    auto_scale_run: AutoScaleRun | None = None
+    """What the last evaluation of its formula came to."""
 
     @property
     def etag(self) -> str:
@@ -80,6 +82,7 @@ def _row(row: Row) -> PoolRow:
         modified=from_micros(row[9]),
         current_dedicated_nodes=row[10],
         current_low_priority_nodes=row[11],
+        auto_scale_run=AutoScaleRun.from_json(row[12]) if row[12] else None,
     )
 
 

@@ -10,6 +10,7 @@ from nodeagent.rules.supported import unsupported_pool, unsupported_start_task
 from nodeagent.service.lifecycle import node_verbs, resizing
 from nodeagent.service.lifecycle import pools as lifecycle
 from nodeagent.service.rest.call import Call
+from nodeagent.service.rest.handlers.autoscale import check_formula
 from nodeagent.service.rest.handlers.listing import Listing, Page, entity_reply
 from nodeagent.service.rest.reply import Reply, created
 from nodeagent.service.rest.shapes.pool import (
@@ -17,7 +18,7 @@ from nodeagent.service.rest.shapes.pool import (
     node_counts_shape,
     pool_shape,
 )
-from nodeagent.service.rest.validate import json_object, parse, refuse_faults, refuse_unsupported
+from nodeagent.service.rest.validate import invalid_property, json_object, parse, refuse_faults, refuse_unsupported
 from nodeagent.service.store import nodes, pools
 from nodeagent.service.store.columns import Column, ColumnType
 from nodeagent.service.store.database import Transaction
@@ -25,6 +26,7 @@ from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.pools import PoolRow
 
 _log = structlog.get_logger()
+_TARGETS = frozenset({"target_dedicated_nodes", "target_low_priority_nodes"})
 
 POOLS: Listing[PoolRow] = Listing("pools", PROPERTIES, pools.COLUMNS, lambda row: row.id)
 NODE_COUNTS: Listing[tuple[PoolRow, list[NodeRow]]] = Listing(
@@ -37,11 +39,14 @@ NODE_COUNTS: Listing[tuple[PoolRow, list[NodeRow]]] = Listing(
 
 async def add_pool(call: Call) -> Reply:
     """Add a pool; nodes join it when their agents register."""
-    spec = parse(PoolCreate, json_object(call.body))
+    spec = parse(PoolCreate, json_object(call.body), loose=call.context.loose)
     ignored = refuse_unsupported(unsupported_pool(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", pool=spec.id, properties=ignored)
     _check_start_task(call, spec.start_task)
+    check_formula(spec.auto_scale_formula)
+    if spec.enable_auto_scale and not _TARGETS.isdisjoint(spec.model_fields_set):
+        raise invalid_property("enableAutoScale", value=True, reason="a pool with a formula may have no target")
     now = call.context.clock()
     row = await call.database.write(lambda tx: lifecycle.create_pool(tx, spec, now))
     return created(call.links.pool(row.id), row.modified)

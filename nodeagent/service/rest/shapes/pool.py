@@ -46,6 +46,8 @@ def pool_shape(links: Links, row: PoolRow) -> dict[str, Any]:
     }
     if row.resize_errors:
         entity["resizeErrors"] = [error.to_wire() for error in row.resize_errors]
+    if row.auto_scale_run is not None:
+        entity["autoScaleRun"] = row.auto_scale_run.to_wire()
     return entity
 
 
