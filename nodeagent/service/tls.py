@@ -50,11 +50,15 @@ class Tls:
         """Take the certificate anew when its files have changed, and renew a self-made one before its end; for ever."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await asyncio.to_thread(self._load)
-            except (CertificateError, OSError) as error:
-                # the present one goes on to work, and the next look may find both files in place
-                _log.warning("certificate_not_renewed", why=str(error))
+            await self.look()
+
+    async def look(self) -> None:
+        """Take the certificate anew if it must be; a pair that cannot be used changes nothing and is told in the log."""
+        try:
+            await asyncio.to_thread(self._load)
+        except (CertificateError, OSError) as error:
+            # the present one goes on to work, and the next look may find both files in place
+            _log.warning("certificate_not_renewed", why=str(error))
 
     def _load(self) -> None:
         certificate, key = self._files()
