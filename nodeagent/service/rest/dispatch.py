@@ -6,7 +6,7 @@ Every answer carries `request-id`; every refusal is Batch's error body (spec/res
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 import structlog
@@ -23,6 +23,7 @@ from nodeagent.service.rest.query import Query
 from nodeagent.service.rest.reply import Reply
 from nodeagent.service.rest.router import Router
 from nodeagent.service.rest.trace import CALLER
+from nodeagent.service.rest.translation import translation_of
 from nodeagent.service.rest.validate import MAX_BODY_BYTES
 
 JSON = "application/json; odata=minimalmetadata"
@@ -63,22 +64,27 @@ class RestServer:
             attempt_id = caller.attempt_id
             await self._context.database.read(lambda tx: authorize_task(tx, attempt_id, variables))
         query = Query(query_text)
-        _ = query.api_version
+        translation = translation_of(query.api_version)
         if operation.handler is None:
             text = f"The operation {operation.name} is not supported by this version of nodeagent."
             raise BatchError(400, "NotImplemented", text, (("Operation", operation.name),))
-        headers = _lower(request)
+        headers, body = _lower(request), await _read_body(request)
         call = Call(
             context=self._context,
             request=request,
             request_id=request_id,
             variables=variables,
-            query=query,
+            query=query if translation is None else translation.query(query),
             condition=parse_condition(request.method, headers),
             links=_links(request),
-            body=await _read_body(request),
+            body=body if translation is None else translation.request_body(body),
         )
-        return await operation.handler(call)
+        reply = await operation.handler(call)
+        if translation is None or isinstance(reply, web.StreamResponse) or reply.body is None:
+            return reply
+        # a page of a thousand tasks takes a while: not on the loop that answers the nodes
+        older = await asyncio.to_thread(translation.reply_body, operation.name, query, reply.body)
+        return replace(reply, body=older)
 
 
 def protected(

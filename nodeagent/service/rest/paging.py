@@ -56,13 +56,13 @@ def _foreign(token: str) -> BatchError:
     return bad_query_value(SKIP_PARAMETER, token, "not a token that this service has given out for this list")
 
 
-def next_link(kind: str, list_url: str, query: Query, last: str, skip_parameter: str = SKIP_PARAMETER) -> str:
+def next_link(kind: str, list_url: str, query: Query, last: str) -> str:
     """Return the absolute link to the page after `last`; it keeps the api-version and the options of the request.
 
-    `kind` is that of `encode_token`; `skip_parameter` is a spelling of `$skiptoken`: names have no case.
+    `kind` is that of `encode_token`.
     """
     options = [("api-version", query.api_version)]
     options += [(name, value) for name in _KEPT if (value := query.get(name)) is not None]
-    options.append((skip_parameter, encode_token(kind, last)))
+    options.append((SKIP_PARAMETER, encode_token(kind, last)))
     # no blank may become a '+': some clients sign the link's parameters as they stand
     return list_url + "?" + "&".join(f"{name}={quote(value, safe='$:/,-')}" for name, value in options)

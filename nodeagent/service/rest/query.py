@@ -52,6 +52,12 @@ class Query:
         """Return the decoded value; `name` in lower case."""
         return self._values.get(name)
 
+    def with_value(self, name: str, value: str) -> "Query":
+        """Return the same query with another value of a parameter; `name` in lower case."""
+        other = Query("")
+        other._values = self._values | {name: value}
+        return other
+
     @property
     def api_version(self) -> str:
         """The api-version; raises BatchError if it is missing or unknown."""

@@ -31,11 +31,16 @@ KNOWN_VERSIONS: frozenset[str] = frozenset(
     }
 )
 
-NESTED_TASK_COUNTS_SINCE = "2020-09"
-"""Older clients read the five task counts at the top level of the body."""
+# Versions order as text by their date. What each of these changed is said where it is translated (translation.py).
+TASK_SLOTS_SINCE = "2020-09"
+"""Tasks may need several slots, and are counted with them in a nested form; it was only tasks per node before."""
 
+URLS_OF_RESOURCE_FILES_SINCE = "2018-12"
 RESULTS_OF_TASKS_SINCE = "2017-05"
-"""Older clients know no `result` of a task, and the list of seed 000 instead of today's status list."""
+"""Tasks have a `result`; nodes may be of low priority; the status list is today's and not that of seed 000."""
+
+OWN_USERS_SINCE = "2017-01"
+"""A task says as which user it runs; before, only whether it is elevated."""
 
 
 def has_results_of_tasks(version: str) -> bool:
@@ -44,5 +49,10 @@ def has_results_of_tasks(version: str) -> bool:
 
 
 def has_nested_task_counts(version: str) -> bool:
-    """Tell whether `version` has `taskCounts` and `taskSlotCounts`; versions order as text by their date."""
-    return version >= NESTED_TASK_COUNTS_SINCE
+    """Tell whether `version` has `taskCounts` and `taskSlotCounts`."""
+    return version >= TASK_SLOTS_SINCE
+
+
+def has_validation_status(version: str) -> bool:
+    """Tell whether the task counts of `version` say whether they have been checked."""
+    return "2017-06" <= version < "2018-08"

@@ -25,7 +25,7 @@ from nodeagent.service.rest.select import expands_stats
 from nodeagent.service.rest.shapes.job import PROPERTIES, job_shape
 from nodeagent.service.rest.shapes.statistics import job_statistics
 from nodeagent.service.rest.shapes.status import PROPERTIES as STATUS_PROPERTIES
-from nodeagent.service.rest.shapes.status import status_form
+from nodeagent.service.rest.shapes.status import status_shape
 from nodeagent.service.rest.validate import (
     invalid_property,
     json_object,
@@ -34,7 +34,6 @@ from nodeagent.service.rest.validate import (
     refuse_unsupported,
     unsupported_property,
 )
-from nodeagent.service.rest.versions import has_nested_task_counts
 from nodeagent.service.store import counts, job_nodes, job_schedules, jobs, statistics
 from nodeagent.service.store.counts import JobCounts
 from nodeagent.service.store.database import Transaction
@@ -70,6 +69,9 @@ def shown_job(tx: Transaction, row: JobRow, *, stats: bool) -> Shown:
 
 
 JOBS: Listing[Shown] = Listing("jobs", PROPERTIES, jobs.COLUMNS, lambda shown: shown.job.id)
+STATUSES: Listing[JobNodeRow] = Listing(
+    "jobpreparationandreleasetaskstatuslist", STATUS_PROPERTIES, job_nodes.COLUMNS, job_nodes.cursor
+)
 
 
 class DisableParameters(BatchModel):
@@ -190,10 +192,7 @@ async def _change(call: Call, status: int, verb: Callable[[Transaction, str], Jo
 
 async def list_statuses(call: Call) -> Reply:
     """List what preparation and release did on each node, nodes that have been removed since included."""
-    job_id, form = call.variables["job_id"], status_form(call.query.api_version)
-    statuses: Listing[JobNodeRow] = Listing(
-        form.fragment, STATUS_PROPERTIES, job_nodes.COLUMNS, job_nodes.cursor, form.skip_parameter
-    )
+    job_id = call.variables["job_id"]
 
     def fetch(tx: Transaction, page: Page) -> list[JobNodeRow]:
         job = lifecycle.require(tx, job_id)
@@ -201,17 +200,15 @@ async def list_statuses(call: Call) -> Reply:
             raise refusal("JobPreparationTaskNotSpecified")
         return job_nodes.page(tx, job.num, after=page.after, limit=page.limit, where=page.where)
 
-    url = f"{call.links.job(job_id)}/{form.path}"
-    return await statuses.reply(call, url, fetch, lambda row: form.shape(call.links, row))
+    url = f"{call.links.job(job_id)}/jobpreparationandreleasetaskstatus"
+    return await STATUSES.reply(call, url, fetch, lambda row: status_shape(call.links, row))
 
 
 async def count_tasks(call: Call) -> Reply:
-    """Count the tasks of a job by state; flat for clients of before 2020-09."""
+    """Count the tasks of a job, and the slots that they need, by state."""
     job_id = call.variables["job_id"]
     found = await call.database.read(lambda tx: counts.get(tx, lifecycle.require(tx, job_id).num))
     body = {"odata.metadata": call.links.metadata("taskcountsresult/@Element")}
-    if not has_nested_task_counts(call.query.api_version):
-        return Reply(200, body | _numbers(found.tasks))
     return Reply(200, body | {"taskCounts": _numbers(found.tasks), "taskSlotCounts": _numbers(found.slots)})
 
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from nodeagent.service.rest.call import Call
 from nodeagent.service.rest.odata.request import filter_where
-from nodeagent.service.rest.paging import SKIP_PARAMETER, decode_token, next_link
+from nodeagent.service.rest.paging import decode_token, next_link
 from nodeagent.service.rest.reply import Reply
 from nodeagent.service.rest.select import expands_stats, parse_select, select
 from nodeagent.service.store.columns import Columns, Where
@@ -36,7 +36,6 @@ class Listing(Generic[Item]):
     properties: frozenset[str]
     columns: Columns
     cursor: Callable[[Item], str]
-    skip_parameter: str = SKIP_PARAMETER
 
     async def reply(
         self,
@@ -59,9 +58,7 @@ class Listing(Generic[Item]):
             "value": await asyncio.to_thread(lambda: [select(shape(item), selection) for item in items[:limit]]),
         }
         if len(items) > limit:
-            body["odata.nextLink"] = next_link(
-                self.fragment, url, query, self.cursor(items[limit - 1]), self.skip_parameter
-            )
+            body["odata.nextLink"] = next_link(self.fragment, url, query, self.cursor(items[limit - 1]))
         return Reply(200, body)
 
 
