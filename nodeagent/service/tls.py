@@ -53,7 +53,7 @@ class Tls:
             await self.look()
 
     async def look(self) -> None:
-        """Take the certificate anew if it must be; a pair that cannot be used changes nothing and is told in the log."""
+        """Take the certificate anew if it must be; one that cannot be used changes nothing and is told in the log."""
         try:
             await asyncio.to_thread(self._load)
         except (CertificateError, OSError) as error:
