@@ -256,7 +256,8 @@ class BatchClient:
 def _trust(path: Path) -> ssl.SSLContext:
     """Return what trusts the authorities of a file, or of a directory that `c_rehash` made. Raises CaFileError."""
     try:
-        return ssl.create_default_context(**{"capath" if path.is_dir() else "cafile": path})
+        directory = path.is_dir()
+        return ssl.create_default_context(cafile=None if directory else path, capath=path if directory else None)
     except OSError as error:  # ssl.SSLError is one
         why = "it holds no certificate (PEM)" if isinstance(error, ssl.SSLError) else error.strerror
         raise CaFileError(f"{path} cannot be used: {why}") from error

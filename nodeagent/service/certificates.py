@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from cryptography import x509
@@ -112,7 +112,8 @@ def _names(certificate: x509.Certificate) -> frozenset[x509.GeneralName]:
 
 def _alone(name: x509.GeneralName) -> x509.GeneralName:
     """Return the address of a network that is one."""
-    return _general_name(str(name.value.network_address)) if isinstance(name, x509.IPAddress) else name
+    value = name.value
+    return x509.IPAddress(value.network_address) if isinstance(value, IPv4Network | IPv6Network) else name
 
 
 def _signed_by(server: _Pair, authority: _Pair) -> bool:

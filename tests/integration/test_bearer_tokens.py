@@ -97,7 +97,7 @@ def _public_pem() -> str:
 
 
 def _unsigned(issuer: IssuerServer) -> str:
-    return jwt.encode({"iss": issuer.url, "aud": AUDIENCE, "exp": int(time.time()) + 600}, None, "none", {"kid": "rsa"})
+    return jwt.encode({"iss": issuer.url, "aud": AUDIENCE, "exp": int(time.time()) + 600}, "", "none", {"kid": "rsa"})
 
 
 def _tampered(issuer: IssuerServer) -> str:

@@ -130,7 +130,7 @@ def test_without_tls_there_is_no_authority_and_the_sdk_keeps_its_token(tmp_path:
     with upped(tmp_path / "state", "--ephemeral", NODEAGENT_SERVICE_BEARER_TOKEN=TOKEN) as found:
         assert found["ca"] is None
         with (
-            BatchClient(found["endpoint"], FixedToken(TOKEN)) as client,  # type: ignore[arg-type]
+            BatchClient(found["endpoint"], FixedToken(TOKEN)) as client,
             pytest.raises((ServiceRequestError, HttpResponseError), match="TLS protected"),
         ):
             client.get_job("none")
