@@ -122,11 +122,18 @@ class PoolPatch(BatchModel):
     """The body of "patch a pool": what it names replaces what the pool has (spec/rest.md §3.9)."""
 
     display_name: DisplayName | None = None
+    vm_size: str | None = None
+    enable_inter_node_communication: bool | None = None
     start_task: StartTask | None = None
     application_package_references: tuple[ApplicationPackageReference, ...] | None = None
     metadata: tuple[MetadataItem, ...] | None = None
+    virtual_machine_configuration: dict[str, Any] | None = None
     task_slots_per_node: Annotated[int, Field(ge=1, le=256)] | None = None
     task_scheduling_policy: TaskSchedulingPolicy | None = None
+    network_configuration: dict[str, Any] | None = None
+    user_accounts: tuple[UserAccount, ...] | None = None
+    mount_configuration: tuple[dict[str, Any], ...] | None = None
+    upgrade_policy: dict[str, Any] | None = None
 
 
 class PoolProperties(BatchModel):

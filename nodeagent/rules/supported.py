@@ -9,7 +9,7 @@ from typing import Any
 
 from nodeagent.model.enums import ElevationLevel
 from nodeagent.model.job import JobCreate, JobManagerTask, JobPreparationTask, JobReleaseTask
-from nodeagent.model.pool import PoolCreate, StartTask
+from nodeagent.model.pool import PoolCreate, PoolPatch, StartTask
 from nodeagent.model.task import TaskCreate
 
 Check = Callable[[Any], bool]
@@ -65,7 +65,7 @@ def unsupported_job(job: JobCreate) -> list[str]:
     return paths
 
 
-def unsupported_pool(pool: PoolCreate) -> list[str]:
+def unsupported_pool(pool: PoolCreate | PoolPatch) -> list[str]:
     """Return the JSON paths of a pool's properties that this version refuses."""
     paths = _refused(pool, _POOL, "")
     for number, account in enumerate(pool.user_accounts or ()):

@@ -170,7 +170,7 @@ def patch_pool(tx: Transaction, pool_id: str, changes: Mapping[str, object], now
     Raises PoolNotFound, PoolBeingDeleted, InvalidApplicationPackageReferences.
     """
     pool = require_open(tx, pool_id)
-    spec = pool.spec.model_copy(update=dict(changes))
+    spec = without_secrets(pool.spec.model_copy(update=dict(changes)))
     applications.check_pool(tx, spec.application_package_references or ())
     pools.replace_spec(tx, pool.num, spec, later(now, pool.modified))
     return require(tx, pool_id)

@@ -14,7 +14,17 @@ from nodeagent.model.enums import NodeState
 from nodeagent.model.job import Job, JobCreate, JobPatch, JobPreparationAndReleaseTaskStatus, JobUpdate
 from nodeagent.model.job_schedule import JobSchedule, JobScheduleCreate, JobSchedulePatch, JobScheduleUpdate
 from nodeagent.model.node import DisableSchedulingOptions, Node, RebootOptions, ReimageOptions
-from nodeagent.model.pool import NodesToRemove, Pool, PoolCreate, PoolPatch, PoolProperties, PoolResize
+from nodeagent.model.pool import (
+    AutoScaleRun,
+    EnableAutoScale,
+    EvaluateAutoScale,
+    NodesToRemove,
+    Pool,
+    PoolCreate,
+    PoolPatch,
+    PoolProperties,
+    PoolResize,
+)
 from nodeagent.model.task import Task, TaskCounts, TaskCreate
 from nodeagent.service.rest.handlers.jobs import DisableParameters, TerminateParameters
 from nodeagent.service.rest.handlers.tasks import MAX_COLLECTION, TaskUpdate
@@ -113,11 +123,34 @@ CONTRACTS: Mapping[str, Contract] = {
     "Pools_ResizePool": _changes(202, PoolResize),
     "Pools_StopPoolResize": _changes(202),
     "Pools_RemoveNodes": _changes(202, NodesToRemove),
+    "Pools_EnablePoolAutoScale": _changes(200, EnableAutoScale),
+    "Pools_DisablePoolAutoScale": Contract(200),
+    "Pools_EvaluatePoolAutoScale": Contract(200, EvaluateAutoScale, AutoScaleRun),
     "Pools_ListPoolNodeCounts": _page_of(
         {
             "type": "object",
             "properties": {"poolId": _TEXT, "dedicated": _NODE_COUNTS, "lowPriority": _NODE_COUNTS},
         }
+    ),
+    "Pools_ListSupportedImages": _page_of(
+        {
+            "type": "object",
+            "properties": {
+                "nodeAgentSKUId": _TEXT,
+                "imageReference": {"type": "object"},
+                "osType": {"enum": ["linux", "windows"]},
+                "capabilities": {"type": "array", "items": _TEXT},
+                "verificationType": {"enum": ["verified", "unverified"]},
+            },
+        }
+    ),
+    "Pools_ListPoolUsageMetrics": Contract(200, gives={"type": "object"}, many=True),
+    "Nodes_GetNodeRemoteLoginSettings": Contract(
+        200,
+        gives={
+            "type": "object",
+            "properties": {"remoteLoginIPAddress": _TEXT, "remoteLoginPort": {"type": "integer"}},
+        },
     ),
     "Nodes_ListNodes": _page_of(Node),
     "Nodes_GetNode": Contract(200, gives=Node, options=_ENTITY_OPTIONS),
@@ -189,7 +222,6 @@ CONTRACTS: Mapping[str, Contract] = {
 
 P2: Final = frozenset(
     {
-        "Pools_ListPoolUsageMetrics",
         "Pools_GetLifetimeStatistics",
         "Jobs_GetLifetimeStatistics",
         "Nodes_DeallocateNode",

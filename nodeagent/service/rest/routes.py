@@ -13,7 +13,17 @@ from nodeagent.service.rest import openapi
 from nodeagent.service.rest.auth import authenticator_of
 from nodeagent.service.rest.call import RestContext
 from nodeagent.service.rest.dispatch import REST_CONTEXT, Operation, RestServer
-from nodeagent.service.rest.handlers import applications, autoscale, files, job_schedules, jobs, nodes, pools, tasks
+from nodeagent.service.rest.handlers import (
+    applications,
+    autoscale,
+    files,
+    images,
+    job_schedules,
+    jobs,
+    nodes,
+    pools,
+    tasks,
+)
 from nodeagent.service.rest.node_files import NodeFiles
 
 _POOL = "/pools/{pool_id}"
@@ -37,8 +47,8 @@ POOL_OPERATIONS = (
     Operation("POST", f"{_POOL}/disableautoscale", "Pools_DisablePoolAutoScale", autoscale.disable),
     Operation("POST", f"{_POOL}/evaluateautoscale", "Pools_EvaluatePoolAutoScale", autoscale.evaluate),
     Operation("GET", "/nodecounts", "Pools_ListPoolNodeCounts", pools.list_node_counts),
-    Operation("GET", "/supportedimages", "Pools_ListSupportedImages"),
-    Operation("GET", "/poolusagemetrics", "Pools_ListPoolUsageMetrics"),
+    Operation("GET", "/supportedimages", "Pools_ListSupportedImages", images.list_images),
+    Operation("GET", "/poolusagemetrics", "Pools_ListPoolUsageMetrics", images.list_usage_metrics),
     Operation("GET", "/lifetimepoolstats", "Pools_GetLifetimeStatistics"),
     Operation("GET", "/lifetimejobstats", "Jobs_GetLifetimeStatistics"),
 )
@@ -53,7 +63,7 @@ NODE_OPERATIONS = (
     Operation("POST", f"{_NODE}/users", "Nodes_CreateNodeUser"),
     Operation("PUT", f"{_NODE}/users/{{user_name}}", "Nodes_ReplaceNodeUser"),
     Operation("DELETE", f"{_NODE}/users/{{user_name}}", "Nodes_DeleteNodeUser"),
-    Operation("GET", f"{_NODE}/remoteloginsettings", "Nodes_GetNodeRemoteLoginSettings"),
+    Operation("GET", f"{_NODE}/remoteloginsettings", "Nodes_GetNodeRemoteLoginSettings", nodes.get_remote_login),
     Operation("POST", f"{_NODE}/uploadbatchservicelogs", "Nodes_UploadNodeLogs"),
     Operation("POST", f"{_NODE}/deallocate", "Nodes_DeallocateNode"),
     Operation("POST", f"{_NODE}/start", "Nodes_StartNode"),

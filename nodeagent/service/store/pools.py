@@ -127,7 +127,10 @@ def insert(
 
 def replace_spec(tx: Transaction, num: int, spec: PoolCreate, modified: datetime) -> None:
     """Replace the definition of a pool."""
-    tx.execute("UPDATE pools SET spec = ?, modified = ? WHERE num = ?", (spec.to_json(), to_micros(modified), num))
+    tx.execute(
+        "UPDATE pools SET spec = ?, vm_size = ?, modified = ? WHERE num = ?",
+        (spec.to_json(), spec.vm_size.lower(), to_micros(modified), num),
+    )
 
 
 def set_resizing(tx: Transaction, num: int, deadline: datetime, now: datetime) -> None:

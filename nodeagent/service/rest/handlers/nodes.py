@@ -19,6 +19,8 @@ from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.start_tasks import StartTaskRow
 from nodeagent.service.store.tasks import TaskRow
 
+_SECURE_SHELL_PORT = 22
+
 Options = TypeVar("Options", bound=BatchModel)
 
 
@@ -59,6 +61,21 @@ async def get_node(call: Call) -> Reply:
     shown = await call.database.read(lambda tx: _shown(tx, node_verbs.require(tx, pool_id, node_id)))
     shape = node_shape(call.links, shown.node, shown.recent, shown.start_task)
     return Reply(200, entity_reply(call, "nodes", shape, PROPERTIES))
+
+
+async def get_remote_login(call: Call) -> Reply:
+    """Tell where the node's machine can be logged into: its own secure shell, with the accounts that it has.
+
+    What is in front of the node, such as a gateway, is not known here.
+    """
+    pool_id, node_id = call.variables["pool_id"], call.variables["node_id"]
+    node = await call.database.read(lambda tx: node_verbs.require(tx, pool_id, node_id))
+    body = {
+        "odata.metadata": call.links.metadata("Microsoft.Azure.Batch.Protocol.Entities.ComputeNodeRemoteLoginSettings"),
+        "remoteLoginIPAddress": node.ip_address,
+        "remoteLoginPort": _SECURE_SHELL_PORT,
+    }
+    return Reply(200, body, call.links.node(pool_id, node_id))
 
 
 async def reboot_node(call: Call) -> Reply:

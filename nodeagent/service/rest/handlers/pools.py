@@ -7,6 +7,7 @@ import structlog
 from nodeagent.model.pool import NodesToRemove, PoolCreate, PoolPatch, PoolProperties, PoolResize, StartTask
 from nodeagent.rules.file_properties import start_task_faults
 from nodeagent.rules.supported import unsupported_pool, unsupported_start_task
+from nodeagent.service.errors import refusal
 from nodeagent.service.lifecycle import node_verbs, resizing
 from nodeagent.service.lifecycle import pools as lifecycle
 from nodeagent.service.rest.call import Call
@@ -18,7 +19,14 @@ from nodeagent.service.rest.shapes.pool import (
     node_counts_shape,
     pool_shape,
 )
-from nodeagent.service.rest.validate import invalid_property, json_object, parse, refuse_faults, refuse_unsupported
+from nodeagent.service.rest.validate import (
+    invalid_property,
+    json_object,
+    parse,
+    refuse_faults,
+    refuse_unsupported,
+    unsupported_property,
+)
 from nodeagent.service.store import nodes, pools
 from nodeagent.service.store.columns import Column, ColumnType
 from nodeagent.service.store.database import Transaction
@@ -26,6 +34,8 @@ from nodeagent.service.store.nodes import NodeRow
 from nodeagent.service.store.pools import PoolRow
 
 _log = structlog.get_logger()
+_ALWAYS_CHANGEABLE = frozenset({"start_task", "application_package_references", "metadata"})
+_WIDE_PATCH_SINCE = "2024-07"
 _TARGETS = frozenset({"target_dedicated_nodes", "target_low_priority_nodes"})
 
 POOLS: Listing[PoolRow] = Listing("pools", PROPERTIES, pools.COLUMNS, lambda row: row.id)
@@ -79,10 +89,17 @@ async def pool_exists(call: Call) -> Reply:
 
 
 async def patch_pool(call: Call) -> Reply:
-    """Replace the properties that the body names."""
+    """Replace the properties that the body names; most of them only while the pool has no nodes."""
     patch = parse(PoolPatch, json_object(call.body))
+    ignored = refuse_unsupported(unsupported_pool(patch), loose=call.context.loose)
+    if ignored:
+        _log.warning("properties_ignored", pool=call.variables["pool_id"], properties=ignored)
     _check_start_task(call, patch.start_task)
     changes = {name: getattr(patch, name) for name in patch.model_fields_set if getattr(patch, name) is not None}
+    for name in sorted(changes.keys() - _ALWAYS_CHANGEABLE):
+        if call.query.api_version < _WIDE_PATCH_SINCE:
+            reason = f"it can be changed since api-version {_WIDE_PATCH_SINCE}"
+            raise unsupported_property(PoolPatch.model_fields[name].alias or name, reason)
     return await _change(call, 200, changes)
 
 
@@ -99,6 +116,11 @@ async def _change(call: Call, status: int, changes: Mapping[str, object]) -> Rep
     def change(tx: Transaction) -> PoolRow:
         row = lifecycle.require(tx, pool_id)
         call.condition.check(row.etag, row.modified)
+        fixed = sorted(changes.keys() - _ALWAYS_CHANGEABLE)
+        if fixed and row.current_dedicated_nodes + row.current_low_priority_nodes:
+            names = ", ".join(PoolPatch.model_fields[name].alias or name for name in fixed)
+            reason = f"{names} can be changed only while the pool has no nodes."
+            raise refusal("OperationInvalidForCurrentState", ("Reason", reason))
         return lifecycle.patch_pool(tx, pool_id, changes, now)
 
     row = await call.database.write(change)
