@@ -75,7 +75,7 @@ class TaskCollection(BatchModel):
 
 def _task(call: Call, value: dict[str, Any]) -> TaskCreate:
     """Return a valid and supported task. Raises BatchError."""
-    spec = parse(TaskCreate, value)
+    spec = parse(TaskCreate, value, loose=call.context.loose)
     ignored = refuse_unsupported(unsupported_task(spec), loose=call.context.loose)
     if ignored:
         _log.warning("properties_ignored", task=spec.id, properties=ignored)
