@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 CLIENTS = REPOSITORY / "tests" / "clients"
 
 
+@cache
 def installed(name: str) -> str:
     """Return the program that runs a client; it is installed if it is not there yet (scripts/clients)."""
     command = subprocess.run(["scripts/clients", name], cwd=REPOSITORY, stdout=subprocess.PIPE, timeout=600, check=True)
