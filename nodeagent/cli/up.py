@@ -47,7 +47,7 @@ az:
 @click.option("--account", help="Name of the Batch account.  [default: the development account]")
 @click.option("--key", help="Key of the account, base64.  [default: the development key]")
 @click.option("--pool", help="Id of the pool.  [default: local]")
-@click.option("--nodes", type=int, help="Number of nodes.  [default: 1]")
+@click.option("--nodes", type=int, help="Number of nodes, at first and at most.  [default: 1]")
 @click.option("--slots", type=int, help="Task slots of each node.  [default: the number of cores]")
 @click.option("--state-dir", type=FOLDER, help="Folder of everything that is kept.")
 @click.option("--tls", is_flag=True, default=None, help="Serve HTTPS; prints the authority to trust.")
