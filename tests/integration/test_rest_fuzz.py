@@ -6,6 +6,7 @@ Schemathesis makes requests that the document allows and requests that it does n
 import http.client
 import uuid
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import orjson
@@ -75,21 +76,22 @@ def session() -> Iterator[requests.Session]:
 def populated(endpoint: BatchEndpoint, session: requests.Session) -> BatchEndpoint:
     """Return the service with a job, a task that waits and a schedule, whatever was deleted before."""
     specification = {"poolInfo": {"poolId": "none"}}
-    for path, body in (
+    bodies: tuple[tuple[str, dict[str, Any]], ...] = (
         ("/pools", {"id": "p", "vmSize": "x"}),
         ("/jobs", {"id": "j"} | specification),
         ("/jobs/j/tasks", {"id": "t", "commandLine": "true"}),
         ("/jobschedules", {"id": "s", "schedule": {}, "jobSpecification": specification}),
-    ):
+    )
+    for path, body in bodies:
         answer = session.post(f"{endpoint.url}{path}?api-version={VERSION}", json=body, headers=HEADERS)
         assert answer.status_code in (201, 409), answer.text
     return endpoint
 
 
-@schema.parametrize()  # type: ignore[untyped-decorator]
+@schema.parametrize()
 @BOUNDED
 def test_every_operation_conforms_to_its_description(
-    case: schemathesis.Case, populated: BatchEndpoint, session: requests.Session
+    case: schemathesis.Case[Any], populated: BatchEndpoint, session: requests.Session
 ) -> None:
     """Status, headers, content type and body; for ids of what is there and for others."""
     known = READABLE if case.method in ("GET", "HEAD") else KNOWN

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from nodeagent.service.app import Service
-from nodeagent.service.rest.handlers import jobs
 from nodeagent.service.settings import ServiceSettings
+from nodeagent.service.store import counts
 
 KEY = base64.b64encode(b"the key of a test's account").decode()
 
@@ -31,7 +31,7 @@ async def test_a_fault_of_the_service_has_batchs_body_and_is_logged_once(
         aiohttp.ClientSession(headers={"Authorization": "Bearer let-me-in"}) as session,
     ):
         await session.post(f"{service.url}/jobs?{query}", json={"id": "j", "poolInfo": {"poolId": "p"}})
-        monkeypatch.setattr(jobs.counts, "get", fail)
+        monkeypatch.setattr(counts, "get", fail)
         with capture_logs() as lines:
             async with session.get(f"{service.url}/jobs/j/taskcounts?{query}") as answer:
                 body = await answer.json()
