@@ -173,7 +173,34 @@ async function changesStory(client) {
   return seen;
 }
 
-const stories = { job: jobStory, refusals: refusalsStory, changes: changesStory };
+async function scheduleStory(client) {
+  const id = "js-schedule";
+  const seen = {};
+  await client.jobSchedule.add({
+    id,
+    schedule: { recurrenceInterval: "PT3H" },
+    jobSpecification: { poolInfo: { poolId }, jobManagerTask: { id: "manager", commandLine: shell("echo managed") } },
+  });
+  const exists = async (name) => (await client.jobSchedule.exists(name)).body;
+  seen.exists = [await exists(id), await exists("nowhere")];
+  const jobs = await client.job.listFromJobSchedule(id);
+  seen.jobs = jobs.map((entry) => entry.id);
+  await wait(completed(client, jobs[0].id));
+  seen.ended = (await client.job.get(jobs[0].id)).executionInfo.terminateReason;
+  seen.stdout = await text(client.file.getFromTask(jobs[0].id, "manager", "stdout.txt"));
+  await client.jobSchedule.disable(id);
+  seen.states = [(await client.jobSchedule.get(id)).state];
+  await client.jobSchedule.enable(id);
+  seen.states.push((await client.jobSchedule.get(id)).state);
+  await client.jobSchedule.terminate(id);
+  await wait(async () => (await client.jobSchedule.get(id)).state === "completed");
+  await client.jobSchedule.deleteMethod(id);
+  await wait(async () => !(await exists(id)));
+  seen.deleted = (await refused(() => client.jobSchedule.get(id))).slice(0, 2);
+  return seen;
+}
+
+const stories = { job: jobStory, refusals: refusalsStory, changes: changesStory, schedule: scheduleStory };
 stories[storyName](connected()).then(
   (seen) => console.log(JSON.stringify(seen)),
   (error) => {

@@ -202,6 +202,41 @@ def story_changes(client: Any, pool_id: str) -> dict[str, Any]:  # noqa: ANN401 
     return seen
 
 
+def story_schedule(client: Any, pool_id: str) -> dict[str, Any]:  # noqa: ANN401 - this client has no types
+    """A job schedule that makes one job, whose manager is all its work."""
+    schedule_id = "py14-schedule"
+    seen: dict[str, Any] = {}
+    manager = models.JobManagerTask(id="manager", command_line=shell("echo managed"))
+    specification = models.JobSpecification(
+        pool_info=models.PoolInformation(pool_id=pool_id), job_manager_task=manager, priority=7
+    )
+    client.job_schedule.add(
+        models.JobScheduleAddParameter(
+            id=schedule_id,
+            schedule=models.Schedule(recurrence_interval=timedelta(hours=3)),
+            job_specification=specification,
+        )
+    )
+    seen["exists"] = [client.job_schedule.exists(schedule_id), client.job_schedule.exists("nowhere")]
+    (job,) = client.job.list_from_job_schedule(schedule_id)
+    recent = client.job_schedule.get(schedule_id).execution_info.recent_job.id
+    seen["job"] = [job.id, job.priority, recent]
+    wait(lambda: client.job.get(job.id).state == models.JobState.completed)
+    seen["ended"] = client.job.get(job.id).execution_info.terminate_reason
+    seen["stdout"] = content(client.file.get_from_task(job.id, "manager", "stdout.txt"))
+    client.job_schedule.disable(schedule_id)
+    states = [client.job_schedule.get(schedule_id).state]
+    client.job_schedule.enable(schedule_id)
+    states.append(client.job_schedule.get(schedule_id).state)
+    client.job_schedule.terminate(schedule_id)
+    wait(lambda: client.job_schedule.get(schedule_id).state == models.JobScheduleState.completed)
+    seen["states"] = states
+    client.job_schedule.delete(schedule_id)
+    wait(lambda: not client.job_schedule.exists(schedule_id))
+    seen["deleted"] = refused(lambda: client.job_schedule.get(schedule_id))[:2]
+    return seen
+
+
 def pool_of_its_own(client: Any, pool_id: str) -> list[Any]:  # noqa: ANN401 - this client has no types
     """Make a pool without nodes, change it and remove it; return what is seen on the way."""
     image = models.ImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
@@ -221,7 +256,7 @@ def pool_of_its_own(client: Any, pool_id: str) -> list[Any]:  # noqa: ANN401 - t
     return seen
 
 
-STORIES = {"job": story_job, "refusals": story_refusals, "changes": story_changes}
+STORIES = {"job": story_job, "refusals": story_refusals, "changes": story_changes, "schedule": story_schedule}
 
 if __name__ == "__main__":
     story = STORIES[sys.argv[1]]

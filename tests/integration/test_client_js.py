@@ -84,3 +84,15 @@ def test_changes_of_jobs_and_tasks(story: Story) -> None:
         "subtasks": [],
         "tasksLeft": 0,
     }
+
+
+def test_a_job_schedule_from_creation_to_deletion(story: Story) -> None:
+    """Its first job is there at once and ends with its manager; the colon of its id goes through paths."""
+    assert story("schedule") == {
+        "exists": [True, False],
+        "jobs": ["js-schedule:job-1"],
+        "ended": "JMComplete",
+        "stdout": "managed\n",
+        "states": ["disabled", "active"],
+        "deleted": [404, "JobScheduleNotFound"],
+    }

@@ -85,3 +85,31 @@ def test_changes_of_jobs_tasks_and_pools(story: Story) -> None:
         "tasks left": [],
         "pool": [True, "steady", "b", [0]],
     }
+
+
+def test_a_job_schedule_from_creation_to_deletion(story: Story) -> None:
+    """Its first job is there at once and ends with its manager; the schedule is disabled, enabled, ended, deleted."""
+    assert story("schedule") == {
+        "exists": [True, False],
+        "job": ["py14-schedule:job-1", 7, "py14-schedule:job-1"],
+        "ended": "JMComplete",
+        "stdout": "managed\n",
+        "states": ["disabled", "active"],
+        "deleted": [404, "JobScheduleNotFound"],
+    }
+
+
+def test_a_job_schedule_from_creation_to_deletion(story: Story) -> None:
+    """Its first job is there at once and runs a task; every verb, and the end of the job with its schedule."""
+    assert story("schedules") == {
+        "added": ["active", 7200.0, "py14-schedule:job-1"],
+        "next": 86400.0,
+        "exists": [True, False],
+        "again": [409, "JobScheduleExists", "The specified job schedule already exists."],
+        "missing": [404, "JobScheduleNotFound", "The specified job schedule does not exist."],
+        "stdout": "py14-schedule:job-1\n",
+        "disabled": "disabled",
+        "updated": ["active", None, 3],
+        "listed": [["py14-schedule", "active"]],
+        "jobs": [["py14-schedule:job-1", "completed", "TerminateJobSchedule"]],
+    }
