@@ -82,5 +82,9 @@ def _query_forms(query: str) -> list[str]:
                 continue
             decoded = decode(name)
             joined.setdefault(decoded.lower() if lower else decoded, []).append(decode(value))
-        forms.append("".join(f"\n{name}:{','.join(joined[name])}" for name in sorted(joined)))
+        # by code points, or as JavaScript's localeCompare orders letters
+        forms += [
+            "".join(f"\n{name}:{','.join(joined[name])}" for name in names)
+            for names in (sorted(joined), sorted(joined, key=str.lower))
+        ]
     return _unique(forms)
