@@ -97,19 +97,3 @@ def test_a_job_schedule_from_creation_to_deletion(story: Story) -> None:
         "states": ["disabled", "active"],
         "deleted": [404, "JobScheduleNotFound"],
     }
-
-
-def test_a_job_schedule_from_creation_to_deletion(story: Story) -> None:
-    """Its first job is there at once and runs a task; every verb, and the end of the job with its schedule."""
-    assert story("schedules") == {
-        "added": ["active", 7200.0, "py14-schedule:job-1"],
-        "next": 86400.0,
-        "exists": [True, False],
-        "again": [409, "JobScheduleExists", "The specified job schedule already exists."],
-        "missing": [404, "JobScheduleNotFound", "The specified job schedule does not exist."],
-        "stdout": "py14-schedule:job-1\n",
-        "disabled": "disabled",
-        "updated": ["active", None, 3],
-        "listed": [["py14-schedule", "active"]],
-        "jobs": [["py14-schedule:job-1", "completed", "TerminateJobSchedule"]],
-    }
