@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import jwt
 import pytest
 from aiohttp import web
+from azure.batch import models
+from azure.batch.aio import BatchClient
+from azure.core.credentials import AccessToken
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from pydantic import SecretStr
@@ -167,6 +170,37 @@ async def test_good_tokens_open_and_bad_ones_are_refused_with_a_reason(tmp_path:
             assert told["key"] == "AuthenticationErrorDetail"
             assert reason in told["value"], name
             assert not any(part in str(body) for part in shown.split(".") if len(part) > 3), name
+
+
+class Signed:
+    """An asynchronous TokenCredential of the SDK that has a token of the issuer."""
+
+    def __init__(self, issuer: IssuerServer) -> None:
+        self._issuer = issuer
+
+    async def get_token(self, *_: str, **__: object) -> AccessToken:
+        """Return a fresh token."""
+        return AccessToken(token(self._issuer), int(time.time()) + 600)
+
+    async def close(self) -> None:
+        """Hold nothing open."""
+
+    async def __aenter__(self) -> Self:
+        """Open nothing."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close nothing."""
+
+
+async def test_the_sdk_shows_a_token_of_the_issuer_over_https(tmp_path: Path, issuer: IssuerServer) -> None:
+    """The whole way of a self-hoster: issuer, TLS with our own authority, the unmodified asynchronous client."""
+    async with _service(tmp_path, issuer, tls=True) as service:
+        client = BatchClient(service.url, Signed(issuer), connection_verify=str(service.ca_file))
+        async with client:
+            await client.create_pool(models.BatchPoolCreateOptions(id="p", vm_size="local"))
+            assert [pool.id async for pool in client.list_pools()] == ["p"]
+    assert issuer.asked == 1
 
 
 async def test_only_the_subjects_of_the_settings_are_accepted(tmp_path: Path, issuer: IssuerServer) -> None:

@@ -78,8 +78,8 @@ def signed(client: Client, method: str, path: str, query: Pairs, body: int, more
     """Return a request as a client sends it: with `body` bytes, and with further headers."""
     sent_length, length = (str(body), str(body)) if body else client.empty_length(method)
     kind = JSON if body else client.type_of_get if method in ("GET", "HEAD") else None
-    headers = {client.date_header: DATE, "content-length": sent_length, "content-type": kind, **more}
-    headers = {name: value for name, value in headers.items() if value is not None}
+    given = {client.date_header: DATE, "content-length": sent_length, "content-type": kind, **more}
+    headers = {name: value for name, value in given.items() if value is not None}
     named = {**headers, "content-length": length}
     plain = "content-encoding content-language content-length content-md5 content-type date if-modified-since if-match"
     lines = [method, *(named.get(name, "") for name in f"{plain} if-none-match if-unmodified-since range".split())]
@@ -91,7 +91,7 @@ def signed(client: Client, method: str, path: str, query: Pairs, body: int, more
     lines += [f"{name}:{value}" for name, value in sorted(kept, key=lambda pair: client.order(pair[0]))]
     digest = hmac.new(base64.b64decode(KEY), "\n".join(lines).encode(), hashlib.sha256).digest()
     headers["authorization"] = f"SharedKey {account}:{base64.b64encode(digest).decode()}"
-    return Sent(method, path, query, {name: str(value) for name, value in headers.items()})
+    return Sent(method, path, query, headers)
 
 
 def accepted(sent: Sent, now: datetime = NOW) -> bool:
