@@ -199,6 +199,8 @@ def story_changes(client: Any, pool_id: str) -> dict[str, Any]:  # noqa: ANN401 
     seen["tasks left"] = [task.id for task in client.task.list(job_id)]
     client.job.delete(job_id)
     seen["pool"] = pool_of_its_own(client, "py14-pool")
+    images = list(client.account.list_supported_images())
+    seen["images"] = sorted({image.os_type for image in images} | {image.verification_type for image in images})
     return seen
 
 
@@ -251,6 +253,12 @@ def pool_of_its_own(client: Any, pool_id: str) -> list[Any]:  # noqa: ANN401 - t
     seen.append(client.pool.get(pool_id).metadata[0].value)
     options = models.AccountListPoolNodeCountsOptions(filter=f"poolId eq '{pool_id}'")
     seen.append([counts.dedicated.total for counts in client.account.list_pool_node_counts(options)])
+    client.pool.enable_auto_scale(pool_id, auto_scale_formula="$TargetDedicatedNodes = 0;")
+    seen.append(client.pool.get(pool_id).enable_auto_scale)
+    seen.append(client.pool.evaluate_auto_scale(pool_id, "$TargetDedicatedNodes = 1 + 2;").results)
+    seen.append(refused(lambda: client.pool.resize(pool_id, models.PoolResizeParameter(target_dedicated_nodes=1)))[:2])
+    client.pool.disable_auto_scale(pool_id)
+    seen.append(client.pool.get(pool_id).enable_auto_scale)
     client.pool.delete(pool_id)
     wait(lambda: not client.pool.exists(pool_id))
     return seen

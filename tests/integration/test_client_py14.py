@@ -71,7 +71,7 @@ def test_refusals_are_the_exceptions_of_azure(story: Story) -> None:
 
 
 def test_changes_of_jobs_tasks_and_pools(story: Story) -> None:
-    """Patch and update, disable and enable, reactivate, terminate and delete; a pool that comes and goes."""
+    """Patch and update, disable and enable, reactivate, terminate and delete; a pool that scales, comes and goes."""
     assert story("changes") == {
         "patched": [9, 2],
         "updated": [0, 0],
@@ -83,7 +83,17 @@ def test_changes_of_jobs_tasks_and_pools(story: Story) -> None:
         "terminated": "TaskEnded",
         "subtasks": [],
         "tasks left": [],
-        "pool": [True, "steady", "b", [0]],
+        "pool": [
+            True,
+            "steady",
+            "b",
+            [0],
+            True,
+            "$TargetDedicatedNodes=3;$TargetLowPriorityNodes=0;$NodeDeallocationOption=requeue",
+            [409, "OperationInvalidForCurrentState"],
+            False,
+        ],
+        "images": ["linux", "verified"],
     }
 
 
