@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import structlog
 
 from nodeagent.local.fleet import Fleet
-from nodeagent.model.enums import AllocationState, DrainOption, NodeState
+from nodeagent.model.enums import AllocationState, DrainOption
 from nodeagent.model.pool import ResizeError
 from nodeagent.model.times import parse_duration, utc_now
 from nodeagent.service.app import Service
@@ -39,13 +39,15 @@ class Allocation:
     async def begin(self, *, anew: bool) -> None:
         """Start the nodes that the pool has, and those that it waits for.
 
+        A node on its way out is started too: its tasks may be running still.
+
         `anew`: the number of nodes is not the one of the stack's former life, and the pool shall have all of them.
         A pool that scales by its formula is left to it.
         """
         if anew:
             await self._service.database.write(self._resize)
         found = await self._look()
-        known = set() if found is None else {node.id for node in found[1] if node.state is not NodeState.LEAVING_POOL}
+        known = set() if found is None else {node.id for node in found[1]}
         for node_id in self._node_ids:
             if node_id in known:
                 self._fleet.begin(node_id)

@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _GRACE_SECONDS = 10.0
-_READY_STATES = (NodeState.IDLE, NodeState.RUNNING)
+_SETTLED_STATES = (NodeState.IDLE, NodeState.RUNNING, NodeState.LEAVING_POOL)
+"""What a node comes to when it has begun; one that was leaving the pool goes on leaving it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +196,10 @@ class Stack:
                 task.result()
 
     async def _poll_nodes(self) -> None:
-        wanted, pause = self._fleet.node_ids, 0.02
+        pause = 0.02
         while True:
             nodes = await self.client.list_nodes(self.plan.pool_id)
-            if wanted <= {node["id"] for node in nodes if node["state"] in _READY_STATES}:
+            if self._fleet.node_ids <= {node["id"] for node in nodes if node["state"] in _SETTLED_STATES}:
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.25)

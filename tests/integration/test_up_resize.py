@@ -12,9 +12,9 @@ STEADY = models.AllocationState.STEADY
 
 
 @contextmanager
-def upped(folder: Path) -> Iterator[Sdk]:
-    """Run a stack of two nodes; give a client of it."""
-    with local_stack(folder, "--nodes", "2") as endpoint, BatchClient(endpoint.url, endpoint.credential()) as client:
+def upped(folder: Path, *options: str) -> Iterator[Sdk]:
+    """Run a stack; give a client of it."""
+    with local_stack(folder, *options) as endpoint, BatchClient(endpoint.url, endpoint.credential()) as client:
         yield client
 
 
@@ -45,7 +45,7 @@ def resize(client: Sdk, nodes: int) -> Sdk:
 
 def test_a_pool_shrinks_to_nothing_and_grows_again_as_far_as_there_are_nodes(tmp_path: Path) -> None:
     """Processes follow the pool; a restart goes on at the size that it had; more than --nodes is refused at once."""
-    with upped(tmp_path) as client:
+    with upped(tmp_path, "--nodes", "2") as client:
         assert (len(list(client.list_nodes(POOL))), agents(tmp_path)) == (2, 2)
         pool = resize(client, 0)
         assert (pool.current_dedicated_nodes, pool.target_dedicated_nodes, pool.resize_errors) == (0, 0, None)
@@ -56,7 +56,7 @@ def test_a_pool_shrinks_to_nothing_and_grows_again_as_far_as_there_are_nodes(tmp
         assert (pool.current_dedicated_nodes, pool.resize_errors) == (1, None)
         assert completed(client, "waits", "t").execution_info.exit_code == 0
     assert agents(tmp_path) == 0
-    with upped(tmp_path) as client:
+    with upped(tmp_path, "--nodes", "2") as client:
         assert [node.id for node in client.list_nodes(POOL)] == ["node-1"]
         assert agents(tmp_path) == 1
         pool = resize(client, 3)
@@ -65,3 +65,24 @@ def test_a_pool_shrinks_to_nothing_and_grows_again_as_far_as_there_are_nodes(tmp
         assert (error.code, "--nodes" in error.message) == ("AllocationFailed", True)
         error = refusal(lambda: client.begin_stop_pool_resize(POOL, polling_interval=0).wait(30))
         assert (error.status_code, error.error.code) == (409, "OperationInvalidForCurrentState")
+
+
+def test_a_node_that_leaves_goes_on_leaving_after_a_restart(tmp_path: Path) -> None:
+    """Its task is waited for: it runs on over the end of the stack, is taken over, and ends with its own exit code."""
+    state, go = tmp_path / "state", tmp_path / "go"
+    with upped(state, "--detach-tasks") as client:
+        client.create_job(job("j"))
+        client.create_task("j", task("t", f"while [ ! -e {go} ]; do sleep 0.05; done; exit 7"))
+        eventually(lambda: client.get_task("j", "t").state, lambda found: found == models.BatchTaskState.RUNNING)
+        option = models.BatchNodeDeallocationOption.TASK_COMPLETION
+        size = models.BatchPoolResizeOptions(target_dedicated_nodes=0, node_deallocation_option=option)
+        client.begin_resize_pool(POOL, size, polling_interval=0)
+    with upped(state, "--detach-tasks") as client:
+        assert [node.state for node in client.list_nodes(POOL)] == [models.BatchNodeState.LEAVING_POOL]
+        assert client.get_task("j", "t").state == models.BatchTaskState.RUNNING
+        go.touch()
+        info = completed(client, "j", "t").execution_info
+        assert (info.exit_code, info.retry_count, info.requeue_count) == (7, 0, 0)
+        pool = steady(client)
+        assert (pool.current_dedicated_nodes, pool.resize_errors) == (0, None)
+        eventually(lambda: agents(state), lambda count: count == 0)
