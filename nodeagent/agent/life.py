@@ -260,7 +260,7 @@ def _node_key(settings: AgentSettings) -> str:
 def _service_trust(settings: AgentSettings) -> ssl.SSLContext | None:
     """Return which certificates of the service are good; None for those that the system trusts. Reads a file."""
     path = settings.service_ca_file
-    if path is None:
+    if path is None or not settings.service.startswith("https:"):  # local mode may be http where the file says more
         return None
     try:
         return ssl.create_default_context(cafile=path)

@@ -131,8 +131,6 @@ class AgentSettings(BaseModel):
     def _consistent(self) -> Self:
         if (self.node_key is None) == (self.node_key_file is None):
             raise ValueError("exactly one of node_key_file and node_key must be given")
-        if self.service_ca_file is not None and not self.service.startswith("https:"):
-            raise ValueError("service_ca_file needs a service whose URL begins with https:")
         first, last = self.uid_range
         if last - first < self.slots:
             raise ValueError("uid_range must have a uid for the pool's auto user and one for each slot, lowest first")

@@ -106,6 +106,19 @@ async def test_a_file_that_holds_no_authority_is_one_line(tmp_path: Path) -> Non
     )
 
 
+async def test_an_agent_that_cannot_read_its_authority_says_so(tmp_path: Path) -> None:
+    """It ends with one line instead of trying for ever."""
+    (tmp_path / "key").write_text("k")
+    folders = [f"--state-dir={tmp_path}/state", f"--root={tmp_path}/root", f"--node-key-file={tmp_path}/key"]
+    authority = f"--service-ca-file={tmp_path}/none.pem"
+    status, _, err = await nodeagent("agent", "--service=https://127.0.0.1:1", "--accounts=none", authority, *folders)
+    told = err.strip().splitlines()[-1]
+    assert (status, told) == (
+        7,
+        f"nodeagent: service_ca_file {tmp_path}/none.pem cannot be used: No such file or directory",
+    )
+
+
 async def test_every_request_leaves_one_line_without_secrets(tmp_path: Path) -> None:
     """Who, what, how it ended; the id is the one that the caller got; no signature, no token."""
     token = "a-token-of-the-test"
