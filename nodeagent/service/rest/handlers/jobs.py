@@ -89,7 +89,7 @@ class TerminateParameters(BatchModel):
 async def add_job(call: Call) -> Reply:
     """Add a job; its pool need not exist."""
     body = json_object(call.body)
-    spec = parse(JobCreate, body)
+    spec = parse(JobCreate, body, loose=call.context.loose)
     if job_schedules.schedule_of(spec.id) is not None:
         raise invalid_property("id", spec.id, "only a job schedule makes jobs with a colon in their ids")
     ignored = refuse_unsupported(unsupported_job(spec), loose=call.context.loose)
