@@ -16,7 +16,7 @@ _HOLDERS = ("jobManagerTask", "jobPreparationTask", "jobReleaseTask", "startTask
 def refuse_long_file_lists(body: Mapping[str, Any]) -> None:
     """Raise BatchError 413 `RequestEntityTooLarge` naming the first list that is too long.
 
-    `body` is a valid task, job, job schedule or pool as it came in: the lists of all tasks that it defines are measured.
+    `body` is a valid task, job, job schedule or pool as it came in; the lists of all its tasks are measured.
     """
     for path, files in _lists(body, ""):
         if len(orjson.dumps(files).decode()) > MAX_CHARACTERS:

@@ -26,7 +26,7 @@ _ERRORS = TypeAdapter(tuple[NodeError, ...])
 
 def _start_task_info(name: str) -> str:
     """Return the SQL of a property of what the node has reported of its start task; NULL as long as it has not."""
-    return f"(SELECT json_extract(s.info, '$.{name}') FROM start_tasks s WHERE s.node_num = n.num)"
+    return f"(SELECT json_extract(s.info, '$.{name}') FROM start_tasks s WHERE s.node_num = n.num)"  # noqa: S608 - constants
 
 
 COLUMNS: Mapping[str, Column] = {

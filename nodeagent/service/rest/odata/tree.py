@@ -7,7 +7,7 @@ from enum import StrEnum
 from nodeagent.model.times import format_time
 
 Scalar = str | int | bool | datetime | None
-"""A literal, None for `null`. A quoted time stays text until the property it is compared with says that it is a time."""
+"""A literal, None for `null`. A quoted time stays text until its property says that it is a time."""
 
 
 class Operator(StrEnum):
