@@ -22,7 +22,7 @@ from azure.batch import BatchClient, models
 from tests.faults.network_namespaces import Machine, Network, network
 from tests.integration.batch_endpoint import ACCOUNT, KEY, POOL, BatchEndpoint, Sdk, eventually, job
 
-LEASE = 3.0
+LEASE = 5.0
 SLOTS = 4
 WAIT = 60.0
 TERMINATE: Sdk = models._models.BatchJobTerminateOptions  # the SDK does not export what its own method wants
